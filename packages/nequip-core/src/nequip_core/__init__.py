@@ -1,0 +1,1 @@
+"""Deep equivariant interatomic potentials: structures to graphs, models, training and simulation."""

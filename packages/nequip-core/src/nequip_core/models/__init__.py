@@ -1,0 +1,1 @@
+"""Models: graph to atomic energies. They know nothing of forces, cells, training or engines."""

@@ -1,0 +1,138 @@
+"""Records that plugins return from their hooks.
+
+A record names code by ``"package.module:attribute"`` (`Ref`), imported on first use, so listing plugins imports no torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from nequip_core.errors import PluginError
+
+API = 1
+"""Number of the plugin interface. A plugin states the number it was written for as ``NEQUIP_PLUGIN_API``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ref:
+    """A Python object named ``"package.module:attribute"``, imported on first use."""
+
+    path: str
+
+    def __post_init__(self) -> None:
+        module, colon, attribute = self.path.partition(":")
+        if not (module and colon and attribute):
+            raise PluginError(f"Ref({self.path!r}) names no object. Expected 'package.module:attribute'.")
+
+    def load(self) -> Any:
+        """Import the module and return the attribute."""
+        module, _, attribute = self.path.partition(":")
+        try:
+            return getattr(importlib.import_module(module), attribute)
+        except (ImportError, AttributeError) as error:
+            raise PluginError(f"A plugin names {self.path!r}, which can not be imported: {error}.") from error
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelEntry:
+    """An architecture.
+
+    ``config``: dataclass derived from `nequip_core.models.base.ModelConfig`.
+    ``build(config, info, ops)``: an `nequip_core.models.base.Architecture`.
+    ``tiny``: the smallest useful values of the config's own fields, for tests.
+    ``reference``: DOI or arXiv number of the paper.
+    ``from_published``: converts a published package's config and state dict; absent: not supported.
+    """
+
+    name: str
+    config: Ref
+    build: Ref
+    tiny: Mapping[str, Any] = field(default_factory=dict)
+    reference: str = ""
+    from_published: Ref | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KernelEntry:
+    """An implementation of an operator contract of `nequip_core.ops.contracts`.
+
+    ``make(spec, dtype, device)``: the callable. ``refuses(spec, dtype, device)``: a reason, or None when it can serve.
+    """
+
+    name: str
+    op: str
+    make: Ref
+    refuses: Ref
+    devices: frozenset[str]
+    dtypes: frozenset[str]
+    derivatives: Literal[0, 1, 2]
+    exportable: bool
+    libraries: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NeighborListEntry:
+    """A neighbour list. ``make(cutoff, skin)`` returns an `nequip_core.neighbors.NeighborList`."""
+
+    name: str
+    make: Ref
+    devices: frozenset[str]
+    batched: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TargetEntry:
+    """What an exported model reads and writes for one engine.
+
+    ``inputs``/``outputs``: names in order. ``dynamic``: names of the axes whose size may change.
+    ``prepare(graph)``: the input tensors of a graph, in the order of ``inputs``.
+    """
+
+    name: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    dynamic: tuple[str, ...]
+    prepare: Ref
+    units: Mapping[str, str]
+    schema: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReaderEntry:
+    """A reader of structures. ``open(path, index, keys, units)`` yields `nequip_core.structure.Structure`."""
+
+    name: str
+    suffixes: tuple[str, ...]
+    open: Ref
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingEntry:
+    """A named part of training: strategy, loss function, optimizer or scheduler, made by ``make``."""
+
+    kind: Literal["strategy", "loss", "optimizer", "scheduler"]
+    name: str
+    make: Ref
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineEntry:
+    """A code that runs our models. ``check()`` returns ``(usable, sentence)``; ``example``: the lines a user types."""
+
+    name: str
+    target: str
+    check: Ref
+    example: str
+    docs: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CommandEntry:
+    """A command ``nequip NAME``. ``run(argv)`` returns the exit code."""
+
+    name: str
+    summary: str
+    run: Ref
