@@ -1,0 +1,1 @@
+"""YAML presets on Hydra's search path; defaults live in the dataclasses."""
