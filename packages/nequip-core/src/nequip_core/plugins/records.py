@@ -1,14 +1,16 @@
 """Records that plugins return from their hooks.
 
-A record names code by ``"package.module:attribute"`` (`Ref`), imported on first use, so listing plugins imports no torch.
+A record names code by ``"package.module:attribute"`` (`Ref`), imported on first use, so that listing plugins imports
+no torch.
 """
 
 from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass, field, fields, is_dataclass
+from types import UnionType
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from nequip_core.errors import PluginError
 
@@ -136,3 +138,28 @@ class CommandEntry:
     name: str
     summary: str
     run: Ref
+
+
+def mistakes(record: object) -> list[str]:
+    """What is wrong with the fields of a record, by their annotations; empty when nothing is."""
+    if not is_dataclass(record) or isinstance(record, type):
+        return []
+    hints = get_type_hints(type(record))
+    return [
+        f"{one.name} is {getattr(record, one.name)!r}, expected {hints[one.name]}"
+        for one in fields(record)
+        if not _fits(getattr(record, one.name), hints[one.name])
+    ]
+
+
+def _fits(value: object, hint: Any) -> bool:
+    origin, arguments = get_origin(hint), get_args(hint)
+    if hint is Any:
+        return True
+    if origin is Literal:
+        return value in arguments
+    if origin is UnionType:
+        return any(_fits(value, argument) for argument in arguments)
+    if origin in (tuple, frozenset):
+        return isinstance(value, origin) and all(_fits(item, arguments[0]) for item in value)
+    return isinstance(value, origin or hint)
