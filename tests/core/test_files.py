@@ -1,0 +1,44 @@
+"""Files appear whole or not at all."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+
+import pytest
+
+from nequip_core.errors import InputError
+from nequip_core.files import atomic_write, sha256
+
+
+def test_takes_the_place_of_the_old_file_at_the_end(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+    with atomic_write(path) as file:
+        file.write("new å")
+        assert path.read_text() == "old"
+    assert path.read_text(encoding="utf-8") == "new å"
+    assert list(tmp_path.iterdir()) == [path]
+    assert path.stat().st_mode & 0o600 == 0o600
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()])
+def test_leaves_the_old_file_when_the_block_fails(tmp_path, error):
+    path = tmp_path / "a.bin"
+    path.write_bytes(b"old")
+    with pytest.raises((InputError, KeyboardInterrupt)), atomic_write(path, "wb") as file:
+        file.write(b"half")
+        raise error
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_missing_folder_is_said(tmp_path):
+    with pytest.raises(InputError, match="No such file or directory"), atomic_write(tmp_path / "none" / "a"):
+        pass
+
+
+def test_sha256(tmp_path):
+    path = tmp_path / "a"
+    path.write_bytes(b"abc" * 100_000)
+    assert sha256(path) == hashlib.sha256(b"abc" * 100_000).hexdigest()
