@@ -26,9 +26,14 @@ def test_takes_the_place_of_the_old_file_at_the_end(tmp_path):
 def test_leaves_the_old_file_when_the_block_fails(tmp_path, error):
     path = tmp_path / "a.bin"
     path.write_bytes(b"old")
-    with pytest.raises((InputError, KeyboardInterrupt)), atomic_write(path, "wb") as file:
-        file.write(b"half")
-        raise error
+
+    def fail_half_way() -> None:
+        with atomic_write(path, "wb") as file:
+            file.write(b"half")
+            raise error
+
+    with pytest.raises((InputError, KeyboardInterrupt)):
+        fail_half_way()
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
 
