@@ -41,7 +41,7 @@ def nequip_models() -> Iterable[ModelEntry]:
         name="nequip",
         config=Ref("nequip_core.models.nequip:NequIPConfig"),
         build=Ref("nequip_core.models.nequip:build"),
-        tiny={"num_layers": 2, "l_max": 1, "num_features": 4, "num_bessels": 4},
+        tiny={"num_layers": 2, "l_max": 1, "num_features": 4, "num_bessels": 4, "radial_mlp": [8]},
         reference="10.1038/s41467-022-29939-5",
     )
 

@@ -62,7 +62,7 @@ class Kind(NamedTuple):
 
 KINDS = (
     Kind("nequip_models", "models", ModelEntry, attrgetter("name")),
-    Kind("nequip_kernels", "kernels", KernelEntry, attrgetter("op", "name")),
+    Kind("nequip_kernels", "kernels", KernelEntry, lambda entry: f"{entry.op}/{entry.name}"),
     Kind("nequip_neighbor_lists", "neighbor_lists", NeighborListEntry, attrgetter("name")),
     Kind("nequip_export_targets", "targets", TargetEntry, attrgetter("name")),
     Kind("nequip_data_readers", "readers", ReaderEntry, attrgetter("name")),
@@ -118,13 +118,13 @@ class PluginInfo:
 class Registry:
     """What all plugins offer, by name. Only the composition root and the command line read it.
 
-    ``kernels`` is keyed (op, name), ``training`` (kind, name). ``disabled``: plugins left out by request.
+    ``kernels`` is keyed "op/name", ``training`` (kind, name). ``disabled``: plugins left out by request.
     """
 
     plugins: tuple[PluginInfo, ...]
     disabled: tuple[str, ...]
     models: Mapping[str, ModelEntry]
-    kernels: Mapping[tuple[str, str], KernelEntry]
+    kernels: Mapping[str, KernelEntry]
     neighbor_lists: Mapping[str, NeighborListEntry]
     targets: Mapping[str, TargetEntry]
     readers: Mapping[str, ReaderEntry]
@@ -273,8 +273,8 @@ def replaced_distributions() -> tuple[str, ...]:
         for dist in itertools.islice(importlib.metadata.distributions(name=name), 1):
             if not dist.entry_points.select(group=GROUP):
                 sentences.append(
-                    f"{name} {dist.version} is the published package, not ours: it has no entry point {GROUP!r} and offers "
-                    f"nothing here. pip keeps one of the two. Reinstall ours (1.0.0 or later) with "
+                    f"{name} {dist.version} is the published package, not ours: it has no entry point {GROUP!r} and "
+                    f"offers nothing here. pip keeps one of the two. Reinstall ours (1.0.0 or later) with "
                     f"`pip install --force-reinstall --no-deps --find-links dist {name}`, and keep the published one "
                     f"in an environment of its own."
                 )
