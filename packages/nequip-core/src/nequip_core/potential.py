@@ -12,8 +12,13 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
+
+from nequip_core.graph import Graph, edge_vectors
+from nequip_core.models.base import EnergyModel
+from nequip_core.ops.segment import segment_sum
 
 
 class Prediction(NamedTuple):
@@ -32,3 +37,51 @@ class Prediction(NamedTuple):
     forces: Float[Tensor, "atoms 3"]
     virial: Float[Tensor, "structures 3 3"]
     atomic_virial: Float[Tensor, "atoms 3 3"] | None = None
+
+
+class Potential(nn.Module):
+    """An energy model with its derivatives."""
+
+    def __init__(self, model: EnergyModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, graph: Graph, *, atomic_virial: bool = False) -> Prediction:
+        """Energies, forces and virials of a graph; differentiable by the weights in training mode."""
+        with torch.enable_grad():
+            vectors = edge_vectors(graph).detach().requires_grad_()
+            atomic_energy = self.model(graph, vectors)
+            counted = torch.where(graph.local, atomic_energy, 0.0)
+            (gradient,) = torch.autograd.grad(counted.sum(), vectors, create_graph=self.training)
+        return derivatives(graph, vectors, atomic_energy, gradient, atomic_virial=atomic_virial)
+
+
+def derivatives(
+    graph: Graph,
+    vectors: Float[Tensor, "edges 3"],
+    atomic_energy: Float[Tensor, "atoms"],
+    gradient: Float[Tensor, "edges 3"],
+    *,
+    atomic_virial: bool = False,
+) -> Prediction:
+    """What follows from the energies and their gradient by the edge vectors."""
+    centre, neighbor = graph.edge_index.unbind(0)
+    structure_of = graph.structure, graph.structure_ptr
+    pulled = segment_sum(gradient, centre, graph.row_ptr)
+    pushed = segment_sum(gradient, neighbor, graph.neighbor_ptr, graph.by_neighbor)
+    products = -(vectors.unsqueeze(2) * gradient.unsqueeze(1))
+    of_atoms = segment_sum(products, neighbor, graph.neighbor_ptr, graph.by_neighbor)
+    return Prediction(
+        energy=segment_sum(torch.where(graph.local, atomic_energy, 0.0), *structure_of),
+        atomic_energy=atomic_energy,
+        forces=pulled - pushed,
+        virial=segment_sum(of_atoms, *structure_of),
+        atomic_virial=of_atoms if atomic_virial else None,
+    )
+
+
+def stress(
+    virial: Float[Tensor, "structures 3 3"], volume: Float[Tensor, "structures"]
+) -> Float[Tensor, "structures 3 3"]:
+    """-virial / V, symmetrised, eV/Å³, tension positive. NaN where the volume is NaN."""
+    return -0.5 * (virial + virial.mT) / volume[:, None, None]

@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from nequip_core.graph import Graph
+from nequip_core.nn.embedding import one_hot
 
 MISSING = "???"
 """OmegaConf's mark of a value that has no default."""
@@ -131,7 +132,8 @@ class EnergyModel(nn.Module):
     def forward(self, graph: Graph, edge_vectors: Float[Tensor, "edges 3"]) -> Float[Tensor, "atoms"]:
         """Energy of each atom in eV, float64, from edge vectors in Å, float64."""
         energy = self.architecture(graph, edge_vectors).double()
-        energy = self.scale[graph.types] * energy + self.shift[graph.types]
+        types = one_hot(graph.types, len(self.info.types), torch.float64)
+        energy = (types @ self.scale) * energy + types @ self.shift
         for pair_potential in self.pair_potentials:
             energy = energy + pair_potential(graph, edge_vectors)
         return energy

@@ -1,1 +1,1 @@
-"""TODO"""
+"""Small parts that models are made of."""

@@ -1,1 +1,1 @@
-"""TODO"""
+"""Heavy operators: deterministic sums over edges, contracts, their reference in plain PyTorch, and the choice of one."""

@@ -1,0 +1,204 @@
+"""NequIP: E(3)-equivariant message passing (Batzner et al., arXiv:2101.03164).
+
+A layer sends to each atom the features of its neighbours, multiplied by spherical harmonics of the edge in a tensor
+product whose weights depend on the distance, and updates the atom through a gate. Read-out is a linear map of the
+scalars of the last layer.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from nequip_core.errors import ConfigError
+from nequip_core.graph import Graph
+from nequip_core.models.base import ModelConfig, ModelInfo, key, per_type
+from nequip_core.nn.embedding import one_hot
+from nequip_core.nn.gate import Gate
+from nequip_core.nn.linear import EquivariantLinear, SelfConnection
+from nequip_core.nn.mlp import MLP
+from nequip_core.nn.radial import BesselBasis, ScaledDistance
+from nequip_core.o3 import SCALAR, Blocks, Irrep, Irreps, SphericalHarmonics, couplings
+from nequip_core.ops.contracts import NEQUIP_CONVOLUTION, ConvolutionSpec
+from nequip_core.ops.select import Exchange, Ops, identity
+
+
+@dataclass
+class NequIPConfig(ModelConfig):
+    """Keys of NequIP."""
+
+    name: str = key("nequip", "registered name of the model")
+    l_max: int = key(2, "largest degree of features and of the edges' spherical harmonics")
+    parity: bool = key(True, "features of both parities (O(3)); false: even ones only (SO(3))")
+    num_layers: int = key(4, "interaction layers; information travels one cut-off in each")
+    num_features: Any = key(32, "channels of each irrep; one number, or a list with one for each l")
+    type_embedding_dim: Any = key("auto", "width of the type embedding; auto: the channels of l = 0")
+    radial_mlp: list[int] = key([128], "widths of the hidden layers of the radial network")
+    num_bessels: int = key(8, "radial basis functions")
+    train_bessels: bool = key(False, "whether the frequencies of the radial basis are trained")
+    polynomial_cutoff_p: int = key(6, "exponent of the smooth envelope at the cut-off")
+    nonlinearity: str = key("silu", "of the radial and the read-out network: silu | mish | gelu | none")
+    readout_mlp: list[int] = key([], "widths of hidden layers of the read-out; []: linear")
+
+    def message_passing_layers(self) -> int:
+        """One cut-off for each layer."""
+        return self.num_layers
+
+
+class Atoms(NamedTuple):
+    """What all layers see of the atoms: one-hot types, the types' embeddings, 1 / sqrt(average number of neighbours)."""
+
+    types: Float[Tensor, "atoms types"]
+    embedding: Float[Tensor, "types dim"]
+    norm: Float[Tensor, "atoms 1 1"]
+
+
+class Edges(NamedTuple):
+    """What all layers see of the edges, in the model's dtype."""
+
+    harmonics: Float[Tensor, "edges components"]
+    radial: Float[Tensor, "edges bessels"]
+
+
+class Interaction(nn.Module):
+    """One layer: features [atoms, irreps_in] to features [atoms, irreps_out].
+
+    self-connection + Linear(sum over neighbours of Linear(h) (x) Y, weighted by the radial network), then the gate.
+    The first layer has no self-connection, so that the energy of an isolated atom is exactly its E0.
+    """
+
+    def __init__(
+        self,
+        irreps_in: Irreps,
+        irreps_out: Irreps,
+        config: NequIPConfig,
+        *,
+        first: bool,
+        num_types: int,
+        embedding_dim: int,
+        ops: Ops,
+    ) -> None:
+        super().__init__()
+        self.irreps_in, self.irreps_out = irreps_in, irreps_out
+        spec = ConvolutionSpec(irreps_in, config.l_max, config.parity, tuple(irrep for irrep, _ in irreps_out))
+        self.linear_in = EquivariantLinear(irreps_in, irreps_in)
+        self.exchange: Exchange = identity if first else ops.exchange
+        self.radial = MLP([config.num_bessels, *config.radial_mlp, spec.num_weights], config.nonlinearity)
+        self.convolution = ops.make(NEQUIP_CONVOLUTION, spec)
+        self.irreps_messages = spec.irreps_out
+        self.gate = Gate(irreps_out)
+        self.linear_out = EquivariantLinear(spec.irreps_out, self.gate.irreps_in)
+        self.self_connection = (
+            None if first else SelfConnection(irreps_in, self.gate.irreps_in, num_types, embedding_dim)
+        )
+
+    def forward(
+        self,
+        h: Float[Tensor, "atoms features_in"],
+        edges: Edges,
+        atoms: Atoms,
+        graph: Graph,
+    ) -> Float[Tensor, "atoms features_out"]:
+        """Features after this layer."""
+        blocks = self.irreps_in.split(h)
+        sent = self.exchange(self.irreps_in.join(self.linear_in(blocks)))
+        received = self.convolution(sent, edges.harmonics, self.radial(edges.radial), graph)
+        update: Blocks = self.linear_out(self.irreps_messages.split(received))
+        update = {irrep: atoms.norm * block for irrep, block in update.items()}
+        if self.self_connection is not None:
+            for irrep, block in self.self_connection(blocks, atoms.embedding, atoms.types).items():
+                update[irrep] = update[irrep] + block
+        return self.irreps_out.join(self.gate(update))
+
+
+class NequIP(nn.Module):
+    """Graph to dimensionless atomic energies."""
+
+    def __init__(self, config: NequIPConfig, info: ModelInfo, ops: Ops) -> None:
+        super().__init__()
+        self.info = info
+        features = _features(config)
+        num_types = len(info.types)
+        embedding_dim = features[0] if config.type_embedding_dim == "auto" else int(config.type_embedding_dim)
+        self.embedding = nn.Parameter(torch.randn(num_types, embedding_dim))
+        self.distance = ScaledDistance(info.pair_cutoffs)
+        self.harmonics = SphericalHarmonics(config.l_max)
+        self.bessels = BesselBasis(
+            config.num_bessels,
+            config.polynomial_cutoff_p,
+            trainable=config.train_bessels,
+            factor=2 * math.pi / info.cutoff**2,
+        )
+        # A single number or one per receiving type; both become one per type.
+        self.register_buffer("norm", per_type(config.avg_num_neighbors, info.types).rsqrt(), persistent=False)
+        self.norm: Tensor
+
+        irreps = Irreps([(SCALAR, embedding_dim)])
+        self.layers = nn.ModuleList()
+        for n in range(config.num_layers):
+            hidden = _reachable(irreps, features, config) if n < config.num_layers - 1 else [(SCALAR, features[0])]
+            following = Irreps(hidden)
+            self.layers.append(
+                Interaction(
+                    irreps, following, config, first=n == 0, num_types=num_types, embedding_dim=embedding_dim, ops=ops
+                )
+            )
+            irreps = following
+        self.readout = MLP([irreps.dim, *config.readout_mlp, 1], config.nonlinearity)
+
+    def forward(self, graph: Graph, edge_vectors: Float[Tensor, "edges 3"]) -> Float[Tensor, "atoms"]:
+        """Energy of each atom, dimensionless, from edge vectors in Å; zero for an atom without edges."""
+        dtype = self.info.torch_dtype
+        distance = edge_vectors.norm(dim=1, keepdim=True)
+        edges = Edges(
+            harmonics=self.harmonics(edge_vectors / distance).to(dtype),
+            radial=self.bessels(self.distance(graph, distance)).to(dtype),
+        )
+        types = one_hot(graph.types, len(self.info.types), dtype)
+        atoms = Atoms(types, self.embedding, (types @ self.norm.to(dtype))[:, None, None])
+        h = types @ self.embedding
+        for layer in self.layers:
+            h = layer(h, edges, atoms, graph)
+        energy: Tensor = self.readout(h)
+        return energy.squeeze(1)
+
+
+def build(config: NequIPConfig, info: ModelInfo, ops: Ops) -> NequIP:
+    """A new NequIP with random weights from torch's default generator.
+
+    Raises:
+        ConfigError: a value that makes no model.
+    """
+    if config.num_layers < 1:
+        raise ConfigError(f"model.num_layers must be at least 1, received {config.num_layers}.")
+    return NequIP(config, info, ops)
+
+
+def _features(config: NequIPConfig) -> list[int]:
+    """Channels for each l."""
+    given = config.num_features
+    channels = [int(c) for c in given] if isinstance(given, Iterable) else [int(given)] * (config.l_max + 1)
+    if len(channels) != config.l_max + 1 or min(channels) < 0 or channels[0] < 1:
+        raise ConfigError(
+            f"model.num_features must be one number or {config.l_max + 1} of them, one for each l = 0 ... l_max, with "
+            f"at least one scalar; received {given}."
+        )
+    return channels
+
+
+def _reachable(irreps: Irreps, features: list[int], config: NequIPConfig) -> list[tuple[Irrep, int]]:
+    """Hidden irreps that some tensor product of ``irreps`` with the harmonics gives, with their channels."""
+    wanted = [Irrep(l, p) for l in range(config.l_max + 1) for p in ((1, -1) if config.parity else (1,))]
+    reached = {
+        out
+        for irrep, _ in irreps
+        for l_edge in range(config.l_max + 1)
+        for out in couplings(irrep, l_edge, (-1) ** l_edge if config.parity else 1, wanted)
+    }
+    return [(irrep, features[irrep.l]) for irrep in wanted if irrep in reached]

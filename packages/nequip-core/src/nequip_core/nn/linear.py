@@ -1,0 +1,65 @@
+"""Linear maps that mix channels and leave components alone."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from nequip_core.o3 import Blocks, Irreps
+
+
+class EquivariantLinear(nn.Module):
+    """For each irrep in both layouts, y = x W / sqrt(fan_in) on the channels; W ~ N(0, 1), no bias."""
+
+    def __init__(self, irreps_in: Irreps, irreps_out: Irreps) -> None:
+        super().__init__()
+        self.irreps_in = irreps_in
+        self.irreps_out = Irreps((irrep, channels) for irrep, channels in irreps_out if irrep in irreps_in)
+        self.weights = nn.ParameterDict(
+            {str(irrep): torch.randn(irreps_in.channels[irrep], channels) for irrep, channels in self.irreps_out}
+        )
+
+    def forward(self, x: Blocks) -> Blocks:
+        """Blocks [rows, components, channels] of ``irreps_in`` to those of ``irreps_out``."""
+        return {
+            irrep: x[irrep] @ (self.irreps_in.channels[irrep] ** -0.5 * self.weights[str(irrep)])
+            for irrep, _ in self.irreps_out
+        }
+
+
+class SelfConnection(nn.Module):
+    """The channels of an atom mixed by weights that depend on its type: y = x (x) a W / sqrt(fan_in), W ~ N(0, 1).
+
+    a [types, dim] is the type embedding (arXiv:2101.03164, fig. 1d). With few types the embedding is contracted with W
+    once for each type; otherwise x (x) a is formed for each atom: whichever has fewer operations.
+    """
+
+    def __init__(self, irreps_in: Irreps, irreps_out: Irreps, num_types: int, embedding_dim: int) -> None:
+        super().__init__()
+        self.irreps_in = irreps_in
+        self.irreps_out = Irreps((irrep, channels) for irrep, channels in irreps_out if irrep in irreps_in)
+        self.by_type = num_types <= embedding_dim
+        self.num_types = num_types
+        self.embedding_dim = embedding_dim
+        self.weights = nn.ParameterDict(
+            {
+                str(irrep): torch.randn(irreps_in.channels[irrep], embedding_dim, channels)
+                for irrep, channels in self.irreps_out
+            }
+        )
+
+    def forward(self, x: Blocks, embedding: Float[Tensor, "types dim"], types: Float[Tensor, "atoms types"]) -> Blocks:
+        """Blocks [atoms, components, channels] of ``irreps_in`` to those of ``irreps_out``; ``types`` is one-hot."""
+        attributes = types if self.by_type else types @ embedding
+        out = {}
+        for irrep, _ in self.irreps_out:
+            fan_in = self.irreps_in.channels[irrep] * self.embedding_dim
+            weight = fan_in**-0.5 * self.weights[str(irrep)]
+            if self.by_type:
+                weight = torch.einsum("td,udv->utv", embedding, weight)
+            block = x[irrep]
+            if weight.shape[1] > 1:
+                block = (block.unsqueeze(3) * attributes[:, None, None, :]).flatten(2)
+            out[irrep] = block @ weight.flatten(0, 1)
+        return out

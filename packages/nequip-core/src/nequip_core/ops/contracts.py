@@ -1,0 +1,96 @@
+"""Contracts of the heavy operators: what a kernel must compute, independent of who computes it.
+
+A contract has a name and a number; a kernel names the contract that it implements (`KernelEntry.op`), so that a package
+of kernels imports no model. Operators hold no parameters.
+
+nequip.convolution/1
+    The sum over neighbours of NequIP's messages (arXiv:2101.03164, eq. 6): gather, tensor product, sum.
+
+    ``convolution(h, harmonics, weights, graph) -> out``
+
+    h          [atoms, irreps_in.dim]        neighbours' features, blocks [2 l1 + 1, channels]
+    harmonics  [edges, (l_max + 1)^2]        Y of the edge vectors
+    weights    [edges, num_weights]          one per path and channel, path after path
+    out        [atoms, irreps_out.dim]       blocks [2 l3 + 1, channels], the paths to one irrep side by side
+
+    out_i[path, m3, u] = sum_j weights_ij[path, u] sum_{m1, m2} sqrt(2 l3 + 1) w3j[m1, m2, m3] h_j[m1, u] Y_ij[m2]
+
+    Differentiable twice with respect to h, harmonics and weights. Deterministic.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+from jaxtyping import Float
+from torch import Tensor
+
+from nequip_core.graph import Graph
+from nequip_core.o3 import Irrep, Irreps, couplings
+
+NEQUIP_CONVOLUTION = "nequip.convolution/1"
+
+
+class Path(NamedTuple):
+    """One coupling of a tensor product: features' irrep, degree of the edge's harmonic, result's irrep."""
+
+    irrep_in: Irrep
+    l_edge: int
+    irrep_out: Irrep
+
+
+@dataclass(frozen=True)
+class ConvolutionSpec:
+    """What one convolution couples. All else follows from it.
+
+    Attributes:
+        irreps_in: of the neighbours' features.
+        l_max: of the edges' harmonics.
+        parity: whether harmonics have the parity (-1)^l (O(3)); otherwise all are even (SO(3)).
+        targets: irreps that are wanted; those that no path reaches do not occur in the output.
+    """
+
+    irreps_in: Irreps
+    l_max: int
+    parity: bool
+    targets: tuple[Irrep, ...]
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """All couplings, sorted by input irrep and then by degree of the result: the order of the weights."""
+        found = [
+            Path(irrep, l_edge, out)
+            for irrep, _ in self.irreps_in
+            for l_edge in range(self.l_max + 1)
+            for out in couplings(irrep, l_edge, (-1) ** l_edge if self.parity else 1, self.targets)
+        ]
+        position = {irrep: n for n, (irrep, _) in enumerate(self.irreps_in)}
+        return tuple(sorted(found, key=lambda path: (position[path.irrep_in], path.irrep_out.l)))
+
+    @property
+    def num_weights(self) -> int:
+        """Radial weights for each edge."""
+        return sum(self.irreps_in.channels[path.irrep_in] for path in self.paths)
+
+    @property
+    def irreps_out(self) -> Irreps:
+        """Of the result: for each target, the channels of all paths to it, in the order of ``paths``."""
+        channels = dict.fromkeys(self.targets, 0)
+        for path in self.paths:
+            channels[path.irrep_out] += self.irreps_in.channels[path.irrep_in]
+        return Irreps(channels.items())
+
+
+class Convolution(Protocol):
+    """The callable of nequip.convolution/1."""
+
+    def __call__(
+        self,
+        h: Float[Tensor, "atoms features_in"],
+        harmonics: Float[Tensor, "edges components"],
+        weights: Float[Tensor, "edges num_weights"],
+        graph: Graph,
+    ) -> Float[Tensor, "atoms features_out"]:
+        """Messages summed to their centres."""
+        ...

@@ -1,0 +1,128 @@
+"""The definition of right for every contract, in plain PyTorch, in two forms that tests hold equal.
+
+* dense: few large operators, for eager execution. The harmonics are contracted with the Wigner table first (no channels
+  in it), then one batched matrix product takes all components and channels.
+* unrolled: the non-zeros of the tables as sums and products of [edges, channels], which a compiler fuses; for tracing.
+"""
+
+from __future__ import annotations
+
+from itertools import groupby
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from nequip_core.graph import Graph
+from nequip_core.o3 import Irrep, wigner_3j
+from nequip_core.ops.contracts import ConvolutionSpec, Path
+from nequip_core.ops.segment import gather, segment_sum
+
+
+def refuses(spec: ConvolutionSpec, dtype: torch.dtype, device: torch.device) -> str | None:
+    """The reference serves every specification, dtype and device."""
+    return None
+
+
+def make_convolution(spec: ConvolutionSpec, dtype: torch.dtype, device: torch.device) -> nn.Module:
+    """The reference of nequip.convolution/1 for eager execution."""
+    return DenseConvolution(spec).to(device=device, dtype=dtype)
+
+
+def coupling_table(path: Path) -> Float[Tensor, "m1 m2 m3"]:
+    """sqrt(2 l3 + 1) times the Wigner 3j symbols of a path, float64."""
+    return path.irrep_out.dim**0.5 * wigner_3j(path.irrep_in.l, path.l_edge, path.irrep_out.l)
+
+
+def _groups(spec: ConvolutionSpec) -> list[tuple[Path, ...]]:
+    """Runs of paths with the same input irrep and the same degree of the result: one matrix product each."""
+    return [tuple(run) for _, run in groupby(spec.paths, key=lambda path: (path.irrep_in, path.irrep_out.l))]
+
+
+def _sum_to_centres(messages: Tensor, graph: Graph) -> Tensor:
+    return segment_sum(messages, graph.edge_index[0], graph.row_ptr)
+
+
+def _gather_neighbors(h: Tensor, graph: Graph) -> Tensor:
+    return gather(h, graph.edge_index[1], graph.neighbor_ptr, graph.by_neighbor)
+
+
+class DenseConvolution(nn.Module):
+    """nequip.convolution/1 by batched matrix products."""
+
+    def __init__(self, spec: ConvolutionSpec) -> None:
+        super().__init__()
+        self.spec = spec
+        self.groups = _groups(spec)
+        # One table [(l_max + 1)^2, (all m3) (all m1)] gives every path's matrix [m3, m1] of every edge at once.
+        columns = []
+        for group in self.groups:
+            irrep = group[0].irrep_in
+            block = torch.zeros((spec.l_max + 1) ** 2, len(group), group[0].irrep_out.dim, irrep.dim).double()
+            for n, path in enumerate(group):
+                start = path.l_edge**2
+                block[start : start + 2 * path.l_edge + 1, n] = coupling_table(path).permute(1, 2, 0)
+            columns.append(block.flatten(1))
+        self.register_buffer("table", torch.cat(columns, dim=1), persistent=False)
+        self.table: Tensor
+        self.table_sizes = [column.shape[1] for column in columns]
+        self.weight_sizes = [len(group) * spec.irreps_in.channels[group[0].irrep_in] for group in self.groups]
+
+    def forward(
+        self,
+        h: Float[Tensor, "atoms features_in"],
+        harmonics: Float[Tensor, "edges components"],
+        weights: Float[Tensor, "edges num_weights"],
+        graph: Graph,
+    ) -> Float[Tensor, "atoms features_out"]:
+        """See nequip_core.ops.contracts."""
+        spec = self.spec
+        neighbors = spec.irreps_in.split(_gather_neighbors(h, graph))
+        matrices = (harmonics @ self.table).split(self.table_sizes, dim=1)
+        sums: dict[Irrep, list[Tensor]] = {irrep: [] for irrep, _ in spec.irreps_out}
+        for group, matrix, weight in zip(self.groups, matrices, weights.split(self.weight_sizes, dim=1), strict=True):
+            irrep_in, paths, m3 = group[0].irrep_in, len(group), group[0].irrep_out.dim
+            message = matrix.unflatten(1, (paths * m3, irrep_in.dim)) @ neighbors[irrep_in]
+            message = message.unflatten(1, (paths, m3)) * weight.unflatten(1, (paths, 1, -1))
+            for path, total in zip(group, _sum_to_centres(message, graph).unbind(1), strict=True):
+                sums[path.irrep_out].append(total)
+        return spec.irreps_out.join(
+            {irrep: torch.cat(parts, dim=-1) if len(parts) > 1 else parts[0] for irrep, parts in sums.items()}
+        )
+
+
+class UnrolledConvolution(nn.Module):
+    """nequip.convolution/1 with every non-zero of the Wigner tables written out."""
+
+    def __init__(self, spec: ConvolutionSpec) -> None:
+        super().__init__()
+        self.spec = spec
+        self.terms = [_nonzeros(path) for path in spec.paths]
+        self.weight_sizes = [spec.irreps_in.channels[path.irrep_in] for path in spec.paths]
+
+    def forward(
+        self,
+        h: Float[Tensor, "atoms features_in"],
+        harmonics: Float[Tensor, "edges components"],
+        weights: Float[Tensor, "edges num_weights"],
+        graph: Graph,
+    ) -> Float[Tensor, "atoms features_out"]:
+        """See nequip_core.ops.contracts."""
+        spec = self.spec
+        neighbors = spec.irreps_in.split(_gather_neighbors(h, graph))
+        parts: dict[Irrep, list[Tensor]] = {irrep: [] for irrep, _ in spec.irreps_out}
+        for path, terms, weight in zip(spec.paths, self.terms, weights.split(self.weight_sizes, dim=1), strict=True):
+            block = neighbors[path.irrep_in]
+            rows: list[Tensor] = [torch.zeros_like(weight)] * path.irrep_out.dim
+            for m1, m2, m3, value in terms:
+                rows[m3] = rows[m3] + value * harmonics[:, path.l_edge**2 + m2, None] * block[:, m1]
+            parts[path.irrep_out].append(torch.stack([weight * row for row in rows], dim=1))
+        messages = spec.irreps_out.join({irrep: torch.cat(blocks, dim=-1) for irrep, blocks in parts.items()})
+        return _sum_to_centres(messages, graph)
+
+
+def _nonzeros(path: Path) -> list[tuple[int, int, int, float]]:
+    """(m1, m2, m3, value) of a path's table."""
+    table = coupling_table(path)
+    places = table.abs().gt(1e-12).nonzero().tolist()
+    return [(m1, m2, m3, float(table[m1, m2, m3])) for m1, m2, m3 in places]
