@@ -101,7 +101,7 @@ class Term:
     """One term of the loss: weight * mean of function(prediction - label)."""
 
     weight: float = key(1.0, "factor of the term as written; 0: not trained, still reported")
-    function: str = key("mse", "mse | mae | huber")
+    function: str = key("mse", "mse | mae | huber | a plugin's")
     delta: float = key(0.01, "huber: where the square becomes linear, in the unit of the label")
 
 
@@ -173,7 +173,7 @@ class Trainer:
 
     accelerator: str = key("auto", "auto | cpu | cuda")
     devices: Any = key(1, "number, or auto: all there are")
-    strategy: str = key("auto", "auto | single | a name from `nequip plugins`")
+    strategy: str = key("auto", "auto, or a name from `nequip plugins`: single ...")
     max_epochs: int = key(100, "the run ends after this many; -1: no limit", "epochs")
     max_steps: int = key(-1, "the run ends after this many optimizer steps; -1: no limit", "steps")
     max_time: str | None = key(None, "the run stops as for Ctrl-C, with a checkpoint", "DD:HH:MM:SS")
@@ -209,7 +209,7 @@ def described(cls: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 @dataclass(frozen=True)
 class Rule:
-    """What a key accepts beyond its type: in words, and as a test. ``words``: the allowed words, to find the nearest."""
+    """What a key accepts beyond its type, in words and as a test; ``words``: to find the nearest allowed one."""
 
     expected: str
     accepts: Callable[[Any], bool]
@@ -259,7 +259,6 @@ POSITIVE = Rule("a number above 0", lambda v: v > 0)
 NOT_NEGATIVE = Rule("a number of at least 0", lambda v: v >= 0)
 SHARE = Rule("a whole number of frames, a fraction of at least 0 and below 1, or rest", _is_share)
 SEED = Rule("a whole number from 0 to 4294967295", lambda v: 0 <= v < 2**32)
-FUNCTION = one_of("mse", "mae", "huber")
 LENGTHS = ("Angstrom", "Bohr", "nm")
 ENERGIES = ("eV", "meV", "Hartree", "Rydberg", "kcal/mol", "kJ/mol")
 FORCES = ("auto", *(f"{energy}/{length}" for energy in ENERGIES for length in LENGTHS))
@@ -307,7 +306,6 @@ RULES: Mapping[str, Rule] = {
     "model.energy_scale": _word_or_numbers("forces_rms", "per_atom_energy_std"),
     "model.avg_num_neighbors": _word_or_numbers("auto", "auto_per_type"),
     **{f"training.loss.{term}.weight": NOT_NEGATIVE for term in ("energy", "forces", "stress")},
-    **{f"training.loss.{term}.function": FUNCTION for term in ("energy", "forces", "stress")},
     **{f"training.loss.{term}.delta": POSITIVE for term in ("energy", "forces", "stress")},
     "training.optimizer.lr": POSITIVE,
     "training.scheduler.interval": one_of("epoch", "step"),
