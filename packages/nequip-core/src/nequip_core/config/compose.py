@@ -24,7 +24,7 @@ from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from nequip_core.config.schema import MOVED, RULES, Config, Rule
+from nequip_core.config.schema import MOVED, RULES, Callback, Config, Rule
 from nequip_core.errors import ConfigError
 from nequip_core.plugins.manager import Registry
 
@@ -118,8 +118,8 @@ def compose(path: str | Path, overrides: Sequence[str], registry: Registry, chec
         problems.append(
             Problem(
                 COMMAND_LINE,
-                f"{choice.input_line}: the model {choice.value()!r} has no {_listed(lacking)}. Remove them from the file, "
-                "or use a file whose model block names common keys only.",
+                f"{choice.input_line}: the model {choice.value()!r} has no {_listed(lacking)}. "
+                "Remove them from the file, or use a file whose model block names common keys only.",
             )
         )
     for entry in written:
@@ -147,7 +147,7 @@ def to_yaml(config: Config, comment: str = "") -> str:
             if dataclasses.is_dataclass(value):
                 lines.append(f"{indent}{item.name}:")
                 write(value, f"{indent}  ")
-            elif (indent, item.name) != ("  ", "name") or node is not config.model:
+            elif node is not config.model or item.name != "name":
                 lines.append(f"{indent}{item.name}: {_flow(value)}")
 
     write(config, "")
@@ -156,11 +156,8 @@ def to_yaml(config: Config, comment: str = "") -> str:
 
 def _flow(value: Any) -> str:
     """A value on one line."""
-    value = (
-        [dataclasses.asdict(item) if dataclasses.is_dataclass(item) else item for item in value]
-        if isinstance(value, list)
-        else value
-    )  # type: ignore[arg-type]
+    if isinstance(value, list):
+        value = [dataclasses.asdict(item) if isinstance(item, Callback) else item for item in value]
     text = yaml.dump(
         value, Dumper=YamlDumper, default_flow_style=True, allow_unicode=True, width=float("inf"), sort_keys=False
     )

@@ -244,8 +244,10 @@ def _is_number_or_map(value: Any) -> bool:
     return is_number(value) or (isinstance(value, dict) and all(is_number(number) for number in value.values()))
 
 
-def _word_or_numbers(*words: str) -> Rule:
-    return Rule(" | ".join((*words, "number", "{type: number}")), lambda v: v in words or _is_number_or_map(v), words)
+def _word_or_numbers(*words: str, one: bool = True) -> Rule:
+    """A word, a number for each type, or (``one``) a number for all."""
+    expected = " | ".join((*words, *(["number"] if one else []), "{type: number}"))
+    return Rule(expected, lambda v: v in words or (_is_number_or_map(v) and (one or isinstance(v, dict))), words)
 
 
 def _per_pair(value: Any) -> bool:
@@ -302,7 +304,7 @@ RULES: Mapping[str, Rule] = {
         "auto, or a list of type names", lambda v: v == "auto" or (isinstance(v, list) and _is_files(v))
     ),
     "model.dtype": one_of("float32", "float64"),
-    "model.atomic_energies": _word_or_numbers("least_squares", "isolated_atoms", "mean", "zero"),
+    "model.atomic_energies": _word_or_numbers("least_squares", "isolated_atoms", "mean", "zero", one=False),
     "model.energy_scale": _word_or_numbers("forces_rms", "per_atom_energy_std"),
     "model.avg_num_neighbors": _word_or_numbers("auto", "auto_per_type"),
     **{f"training.loss.{term}.weight": NOT_NEGATIVE for term in ("energy", "forces", "stress")},
