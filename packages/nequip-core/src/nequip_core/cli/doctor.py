@@ -72,7 +72,7 @@ def as_text(report: dict[str, Any]) -> str:
             name: found and f"{found['version']}  ({found['path']})" for name, found in report["compilers"].items()
         },
         "plugins": {plugin["distribution"]: plugin["version"] for plugin in report["plugins"]}
-        | {name: "disabled" for name in report["disabled"]},
+        | dict.fromkeys(report["disabled"], "disabled"),
         "engines": {
             engine["name"]: f"{'ready' if engine['usable'] else 'not usable'}: {engine['verdict']}"
             for engine in report["engines"]

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
+import select
 import sys
 from collections.abc import Sequence
 
@@ -77,9 +78,9 @@ def usage(registry: Registry) -> str:
 
 def _output_is_closed() -> bool:
     """Whether nobody reads our output any more; then it is turned away, so that Python's exit does not fail on it."""
-    try:
-        sys.stdout.flush()
-    except BrokenPipeError:
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), 0)  # errors are reported without being asked for
+    closed = bool(poll.poll(0))
+    if closed:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return True
-    return False
+    return closed
