@@ -69,9 +69,9 @@ class Irreps:
 
     def split(self, x: Float[Tensor, "rows dim"]) -> Blocks:
         """Views of the blocks, [rows, 2l + 1, channels] each."""
-        parts = x.split(self.sizes, dim=-1)
+        parts = x.split_with_sizes(self.sizes, dim=-1)
         return {
-            irrep: part.unflatten(-1, (irrep.dim, channels))
+            irrep: torch.unflatten(part, -1, (irrep.dim, channels))
             for (irrep, channels), part in zip(self.blocks, parts, strict=True)
         }
 
@@ -99,7 +99,7 @@ def _harmonic_step(degree: int) -> Float[Tensor, "pairs m"]:
     lower = o3.spherical_harmonics(degree - 1, r, normalize=False, normalization="component")
     exact = o3.spherical_harmonics(degree, r, normalize=False, normalization="component")
     product = torch.einsum("i,j,ijk->k", lower, r, wigner_3j(degree - 1, 1, degree))
-    factor = (exact @ product) / (product @ product)
+    factor = float((exact @ product) / (product @ product))
     return (factor * wigner_3j(degree - 1, 1, degree)).reshape(-1, 2 * degree + 1)
 
 

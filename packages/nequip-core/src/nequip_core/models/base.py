@@ -131,7 +131,7 @@ class EnergyModel(nn.Module):
 
     def forward(self, graph: Graph, edge_vectors: Float[Tensor, "edges 3"]) -> Float[Tensor, "atoms"]:
         """Energy of each atom in eV, float64, from edge vectors in Å, float64."""
-        energy = self.architecture(graph, edge_vectors).double()
+        energy: Tensor = self.architecture(graph, edge_vectors).double()
         types = one_hot(graph.types, len(self.info.types), torch.float64)
         energy = (types @ self.scale) * energy + types @ self.shift
         for pair_potential in self.pair_potentials:

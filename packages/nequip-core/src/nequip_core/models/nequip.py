@@ -52,7 +52,7 @@ class NequIPConfig(ModelConfig):
 
 
 class Atoms(NamedTuple):
-    """What all layers see of the atoms: one-hot types, the types' embeddings, 1 / sqrt(average number of neighbours)."""
+    """What all layers see of the atoms: one-hot types, embedding of types, 1 / sqrt(average number of neighbours)."""
 
     types: Float[Tensor, "atoms types"]
     embedding: Float[Tensor, "types dim"]
@@ -194,7 +194,7 @@ def _features(config: NequIPConfig) -> list[int]:
 
 def _reachable(irreps: Irreps, features: list[int], config: NequIPConfig) -> list[tuple[Irrep, int]]:
     """Hidden irreps that some tensor product of ``irreps`` with the harmonics gives, with their channels."""
-    wanted = [Irrep(l, p) for l in range(config.l_max + 1) for p in ((1, -1) if config.parity else (1,))]
+    wanted = [Irrep(degree, p) for degree in range(config.l_max + 1) for p in ((1, -1) if config.parity else (1,))]
     reached = {
         out
         for irrep, _ in irreps

@@ -8,5 +8,5 @@ from torch import Tensor
 
 
 def one_hot(types: Int[Tensor, "atoms"], num_types: int, dtype: torch.dtype) -> Float[Tensor, "atoms types"]:
-    """1 at each atom's type. Rows of a table are taken as ``one_hot @ table``: its derivative is a deterministic sum."""
+    """1 at each atom's type. ``one_hot @ table`` takes rows of a table; its derivative is a deterministic sum."""
     return (types.unsqueeze(1) == torch.arange(num_types, device=types.device)).to(dtype)

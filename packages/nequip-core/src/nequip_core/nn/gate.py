@@ -30,7 +30,7 @@ class Gate(nn.Module):
 
     def forward(self, x: Blocks) -> Blocks:
         """Blocks [rows, components, channels] of ``irreps_in`` to those of ``irreps_out``."""
-        scalars, *gates = (SILU_GAIN * nn.functional.silu(x[SCALAR])).split(self.sizes, dim=-1)
+        scalars, *gates = (SILU_GAIN * nn.functional.silu(x[SCALAR])).split_with_sizes(self.sizes, dim=-1)
         out = {SCALAR: scalars}
         for irrep, _ in self.irreps_out:
             if irrep.l > 0:

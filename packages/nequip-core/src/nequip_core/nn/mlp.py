@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 
@@ -29,7 +30,7 @@ class MLP(nn.Module):
         super().__init__()
         self.nonlinearity = NONLINEARITIES[nonlinearity]
         gain = 1.0 if nonlinearity == "none" else math.sqrt(2)
-        pairs = list(zip(widths[:-1], widths[1:], strict=True))
+        pairs = list(itertools.pairwise(widths))
         self.alphas = [(gain if n else 1.0) / math.sqrt(fan_in) for n, (fan_in, _) in enumerate(pairs)]
         self.weights = nn.ParameterList(
             torch.empty(fan_in, fan_out).uniform_(-math.sqrt(3), math.sqrt(3)) for fan_in, fan_out in pairs

@@ -1,1 +1,1 @@
-"""Heavy operators: deterministic sums over edges, contracts, their reference in plain PyTorch, and the choice of one."""
+"""Heavy operators: deterministic sums over edges, contracts, their reference in plain PyTorch, and the choice."""

@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import math
 from itertools import groupby
 
 import torch
@@ -31,7 +32,7 @@ def make_convolution(spec: ConvolutionSpec, dtype: torch.dtype, device: torch.de
 
 def coupling_table(path: Path) -> Float[Tensor, "m1 m2 m3"]:
     """sqrt(2 l3 + 1) times the Wigner 3j symbols of a path, float64."""
-    return path.irrep_out.dim**0.5 * wigner_3j(path.irrep_in.l, path.l_edge, path.irrep_out.l)
+    return math.sqrt(path.irrep_out.dim) * wigner_3j(path.irrep_in.l, path.l_edge, path.irrep_out.l)
 
 
 def _groups(spec: ConvolutionSpec) -> list[tuple[Path, ...]]:
@@ -78,12 +79,14 @@ class DenseConvolution(nn.Module):
         """See nequip_core.ops.contracts."""
         spec = self.spec
         neighbors = spec.irreps_in.split(_gather_neighbors(h, graph))
-        matrices = (harmonics @ self.table).split(self.table_sizes, dim=1)
+        matrices = (harmonics @ self.table).split_with_sizes(self.table_sizes, dim=1)
         sums: dict[Irrep, list[Tensor]] = {irrep: [] for irrep, _ in spec.irreps_out}
-        for group, matrix, weight in zip(self.groups, matrices, weights.split(self.weight_sizes, dim=1), strict=True):
+        for group, matrix, weight in zip(
+            self.groups, matrices, weights.split_with_sizes(self.weight_sizes, dim=1), strict=True
+        ):
             irrep_in, paths, m3 = group[0].irrep_in, len(group), group[0].irrep_out.dim
-            message = matrix.unflatten(1, (paths * m3, irrep_in.dim)) @ neighbors[irrep_in]
-            message = message.unflatten(1, (paths, m3)) * weight.unflatten(1, (paths, 1, -1))
+            message = torch.unflatten(matrix, 1, (paths * m3, irrep_in.dim)) @ neighbors[irrep_in]
+            message = torch.unflatten(message, 1, (paths, m3)) * torch.unflatten(weight, 1, (paths, 1, -1))
             for path, total in zip(group, _sum_to_centres(message, graph).unbind(1), strict=True):
                 sums[path.irrep_out].append(total)
         return spec.irreps_out.join(
@@ -111,7 +114,9 @@ class UnrolledConvolution(nn.Module):
         spec = self.spec
         neighbors = spec.irreps_in.split(_gather_neighbors(h, graph))
         parts: dict[Irrep, list[Tensor]] = {irrep: [] for irrep, _ in spec.irreps_out}
-        for path, terms, weight in zip(spec.paths, self.terms, weights.split(self.weight_sizes, dim=1), strict=True):
+        for path, terms, weight in zip(
+            spec.paths, self.terms, weights.split_with_sizes(self.weight_sizes, dim=1), strict=True
+        ):
             block = neighbors[path.irrep_in]
             rows: list[Tensor] = [torch.zeros_like(weight)] * path.irrep_out.dim
             for m1, m2, m3, value in terms:

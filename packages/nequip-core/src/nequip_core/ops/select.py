@@ -61,9 +61,7 @@ class Ops:
         wanted = self.request if isinstance(self.request, str) else self._wanted(op)
         if wanted == "auto":
             # The reference comes last: any kernel that serves is there because it is quicker.
-            usable = sorted(
-                (name for name in offered if name not in refused), key=lambda name: (name == "reference", name)
-            )
+            usable = sorted(offered.keys() - refused.keys(), key=lambda name: (name == "reference", name))
             if not usable:
                 raise ConfigError(f"No kernel serves {op}. Refused: {refused or 'none is installed'}.")
             wanted = usable[0]
