@@ -33,9 +33,13 @@ class Ref:
         """Import the module and return the attribute."""
         module, _, attribute = self.path.partition(":")
         try:
-            return getattr(importlib.import_module(module), attribute)
-        except (ImportError, AttributeError) as error:
+            loaded = importlib.import_module(module)
+        except ImportError as error:
             raise PluginError(f"A plugin names {self.path!r}, which can not be imported: {error}.") from error
+        try:
+            return getattr(loaded, attribute)
+        except AttributeError as error:
+            raise PluginError(f"A plugin names {self.path!r}, which does not exist: {error}.") from error
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

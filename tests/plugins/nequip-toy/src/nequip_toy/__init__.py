@@ -1,0 +1,1 @@
+"""The smallest whole plugin of nequip-core."""

@@ -1,0 +1,1 @@
+"""YAML presets that join the search path of configs."""
