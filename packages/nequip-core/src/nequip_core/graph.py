@@ -7,10 +7,16 @@ list is made, and never inside a training or simulation step.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
+import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+
+from nequip_core.neighbors import NeighborList, Pairs
+from nequip_core.structure import Floats, Ints, Structure, TypeMap
 
 
 class Graph(NamedTuple):
@@ -39,3 +45,97 @@ class Graph(NamedTuple):
     by_neighbor: Int[Tensor, "edges"]
     neighbor_ptr: Int[Tensor, "atoms_and_one"]
     local: Bool[Tensor, "atoms"]
+
+
+def build_graph(
+    positions: Floats,
+    types: Ints,
+    pairs: Pairs,
+    cell: Floats,
+    pair_cutoffs: Floats,
+) -> Graph:
+    """The graph of one structure from the pairs of a neighbour list.
+
+    Args:
+        positions: [N, 3], Å.
+        types: [N] type indices.
+        pairs: within the largest cut-off or beyond (a skin): filtered here to r < pair_cutoffs[t_i, t_j].
+        cell: [3, 3], Å.
+        pair_cutoffs: [types, types], Å, [type of centre, type of neighbour].
+    """
+    centre, neighbor, shift = pairs
+    cartesian = shift @ cell
+    vectors = positions[neighbor] - positions[centre] + cartesian
+    distance = np.sqrt(np.einsum("ei,ei->e", vectors, vectors))
+    kept = distance < pair_cutoffs[types[centre], types[neighbor]]
+    centre, neighbor, shift, cartesian = centre[kept], neighbor[kept], shift[kept], cartesian[kept]
+    # Images of one neighbour are ordered too, so that the same structure always gives the same sums.
+    order = np.lexsort((shift[:, 2], shift[:, 1], shift[:, 0], neighbor, centre))
+    centre, neighbor, cartesian = centre[order], neighbor[order], cartesian[order]
+    atoms = len(positions)
+    return Graph(
+        positions=torch.from_numpy(np.ascontiguousarray(positions, dtype=np.float64)),
+        types=torch.from_numpy(np.ascontiguousarray(types, dtype=np.int64)),
+        edge_index=torch.from_numpy(np.stack([centre, neighbor])),
+        edge_shift=torch.from_numpy(cartesian),
+        structure=torch.zeros(atoms, dtype=torch.int64),
+        structure_ptr=torch.tensor([0, atoms]),
+        row_ptr=_pointers(centre, atoms),
+        by_neighbor=torch.from_numpy(np.argsort(neighbor, kind="stable")),
+        neighbor_ptr=_pointers(neighbor, atoms),
+        local=torch.ones(atoms, dtype=torch.bool),
+    )
+
+
+def _pointers(index: Ints, segments: int) -> Tensor:
+    """Where each segment starts in sorted order, and the end. [segments + 1]."""
+    ptr = np.zeros(segments + 1, dtype=np.int64)
+    np.cumsum(np.bincount(index, minlength=segments), out=ptr[1:])
+    return torch.from_numpy(ptr)
+
+
+def from_structure(structure: Structure, type_map: TypeMap, pair_cutoffs: Floats, neighbor_list: NeighborList) -> Graph:
+    """The graph of one structure."""
+    pairs = neighbor_list(structure.positions, structure.cell, structure.pbc)
+    return build_graph(structure.positions, type_map.indices(structure), pairs, structure.cell, pair_cutoffs)
+
+
+def collate(graphs: Sequence[Graph]) -> Graph:
+    """One graph of several: rows are concatenated, indices and pointers shifted."""
+    if len(graphs) == 1:
+        return graphs[0]
+    atoms = [0, *np.cumsum([graph.types.shape[0] for graph in graphs]).tolist()]
+    edges = [0, *np.cumsum([graph.edge_shift.shape[0] for graph in graphs]).tolist()]
+    structures = [0, *np.cumsum([graph.structure_ptr.shape[0] - 1 for graph in graphs]).tolist()]
+
+    def cat(name: str, offsets: list[int] | None = None, dim: int = 0) -> Tensor:
+        parts = [getattr(graph, name) for graph in graphs]
+        return torch.cat(parts if offsets is None else [p + o for p, o in zip(parts, offsets, strict=False)], dim)
+
+    def pointers(name: str, offsets: list[int]) -> Tensor:
+        parts = [getattr(graph, name)[1:] + offset for graph, offset in zip(graphs, offsets, strict=False)]
+        return torch.cat([parts[0].new_zeros(1), *parts])
+
+    return Graph(
+        positions=cat("positions"),
+        types=cat("types"),
+        edge_index=cat("edge_index", atoms, dim=1),
+        edge_shift=cat("edge_shift"),
+        structure=cat("structure", structures),
+        structure_ptr=pointers("structure_ptr", atoms),
+        row_ptr=pointers("row_ptr", edges),
+        by_neighbor=cat("by_neighbor", edges),
+        neighbor_ptr=pointers("neighbor_ptr", edges),
+        local=cat("local"),
+    )
+
+
+def edge_vectors(graph: Graph) -> Float[Tensor, "edges 3"]:
+    """From centre to neighbour, Å: x_j - x_i + shift."""
+    centre, neighbor = graph.edge_index.unbind(0)
+    return graph.positions.index_select(0, neighbor) - graph.positions.index_select(0, centre) + graph.edge_shift
+
+
+def to(graph: Graph, device: torch.device | str) -> Graph:
+    """The same graph on a device."""
+    return Graph(*(tensor.to(device, non_blocking=True) for tensor in graph))

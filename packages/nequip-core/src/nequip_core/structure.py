@@ -8,7 +8,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from ase.data import chemical_symbols
 from numpy.typing import NDArray
+
+from nequip_core.errors import InputError
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -43,3 +46,41 @@ class Structure:
     weight: float = 1.0
     config_type: str | None = None
     source: str = ""
+
+    def __len__(self) -> int:
+        """Number of atoms."""
+        return len(self.numbers)
+
+    @property
+    def symbols(self) -> tuple[str, ...]:
+        """[N] element symbols."""
+        return tuple(chemical_symbols[z] for z in self.numbers)
+
+    @property
+    def volume(self) -> float | None:
+        """Å³; None unless periodic in all three directions."""
+        return abs(float(np.linalg.det(self.cell))) if self.pbc.all() else None
+
+
+@dataclass(frozen=True)
+class TypeMap:
+    """The names of a model's types, in index order, and the element of each."""
+
+    names: tuple[str, ...]
+    elements: tuple[str, ...]
+
+    def indices(self, structure: Structure) -> Ints:
+        """[N] index of each atom's type.
+
+        Raises:
+            InputError: an atom's type or element is none of the model's.
+        """
+        table = {name: index for index, name in enumerate(self.names)}
+        names = structure.type_names if structure.type_names is not None else structure.symbols
+        unknown = sorted(set(names) - set(table))
+        if unknown:
+            raise InputError(
+                f"{structure.source or 'structure'}: atoms of type {', '.join(unknown)}, which the model does not know. "
+                f"Its types are {', '.join(self.names)}."
+            )
+        return np.array([table[name] for name in names], dtype=np.int64)
