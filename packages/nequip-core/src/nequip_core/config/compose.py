@@ -500,7 +500,7 @@ class Layer:
         if key in MOVED:
             return f"{key} is no key here: {MOVED[key]} does this."
         if key.startswith("hydra"):
-            return f"{key} is no key: `nequip train` has no settings of Hydra's own. The folder is run.dir."
+            return f"{key} is no key: `nequip train` takes none of these settings. The run's folder is run.dir."
         parent = key.rpartition(".")[0]
         if parent in self.types:
             return f"{key} is no key: {parent} is a value, not a block."
@@ -521,8 +521,7 @@ class Layer:
         self._check_run_dir()
         rules = {**RULES, **_registry_rules(self.registry)}
         for key in self.types:
-            if key not in self.refused:
-                self._check(key, rules.get(key))
+            self._check(key, rules.get(key))
         OmegaConf.resolve(tree)
         config = OmegaConf.to_object(tree)
         assert isinstance(config, Config)
@@ -547,19 +546,20 @@ class Layer:
         """Whether a key has a value, whether its interpolation resolves, and whether its rule accepts it."""
         place = self.places.get(key, "")
         try:
-            value = OmegaConf.select(self.tree, key, throw_on_missing=False, throw_on_resolution_failure=True)
-            missing = OmegaConf.is_missing(
-                OmegaConf.select(self.tree, key.rpartition(".")[0]) or self.tree, key.split(".")[-1]
-            )
+            value = OmegaConf.select(self.tree, key)
+            missing = OmegaConf.is_missing(OmegaConf.select(self.tree, key.rpartition(".")[0]), key.rpartition(".")[2])
         except OmegaConfBaseException as error:
             self.refuse(key, place, f"{key}: {str(error).splitlines()[0]}.")
             self._stand_in(key)
             return
         if missing:
+            self._stand_in(key)
+        if key in self.refused:
+            return
+        if missing:
             item = self.fields[key].metadata
             unit = f", in {item['unit']}" if item["unit"] else ""
             self.refuse(key, place, f"{key} is missing and has no default: {item['text']}{unit}.")
-            self._stand_in(key)
             return
         value = OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
         if rule is not None and not rule.accepts(value):
