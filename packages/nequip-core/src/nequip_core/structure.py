@@ -80,7 +80,7 @@ class TypeMap:
         unknown = sorted(set(names) - set(table))
         if unknown:
             raise InputError(
-                f"{structure.source or 'structure'}: atoms of type {', '.join(unknown)}, which the model does not know. "
+                f"{structure.source or 'structure'}: atoms of type {', '.join(unknown)}, unknown to the model. "
                 f"Its types are {', '.join(self.names)}."
             )
         return np.array([table[name] for name in names], dtype=np.int64)

@@ -1,1 +1,1 @@
-"""TODO"""
+"""Data: files to structures, structures to batches."""
