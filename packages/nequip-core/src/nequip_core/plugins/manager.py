@@ -383,7 +383,7 @@ def _collect(manager: pluggy.PluginManager, kind: Kind, sources: Sequence[Source
             continue
         try:
             result = implementations[source.name]()
-            records = [result] if isinstance(result, str) else list(result)
+            records = list(result)
         except Exception as error:
             raise _refusal(
                 source, f"{kind.hook} must return or yield {kind.record.__name__} records; it raised {error!r}"

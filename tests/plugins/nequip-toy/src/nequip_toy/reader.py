@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 from ase.data import atomic_numbers
-from ase.io.formats import string2index
+from ase.utils import string2index
 
 from nequip_core.errors import InputError
 from nequip_core.structure import Structure
