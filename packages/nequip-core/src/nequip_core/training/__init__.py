@@ -1,1 +1,1 @@
-"""TODO"""
+"""Training: loss, averaged weights, the Lightning module, checkpoints, tables and report of a run."""
