@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib.metadata
 import json
 import platform
@@ -36,11 +37,16 @@ LIBRARIES = (
 COMPILERS = ("g++", "nvcc")
 
 
+def parser() -> argparse.ArgumentParser:
+    """The options."""
+    result = command_parser("doctor", "Versions, devices, compilers, plugins and the engines' verdicts.")
+    add_json(result)
+    return result
+
+
 def run(argv: Sequence[str]) -> int:
     """Print the report. Exit code 0: it describes, and leaves the judgement to the reader."""
-    parser = command_parser("doctor", "Versions, devices, compilers, plugins and the engines' verdicts.")
-    add_json(parser)
-    options = parser.parse_args(argv)
+    options = parser().parse_args(argv)
     report = examine(load_registry())
     print(json.dumps(report, indent=2) if options.json else as_text(report))
     return 0

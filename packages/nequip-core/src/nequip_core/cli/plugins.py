@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from collections.abc import Sequence
 from typing import Any
@@ -13,11 +14,16 @@ from nequip_core.plugins.records import API
 SCHEMA = 1
 
 
+def parser() -> argparse.ArgumentParser:
+    """The options."""
+    result = command_parser("plugins", "List the installed plugins and what each offers.")
+    add_json(result)
+    return result
+
+
 def run(argv: Sequence[str]) -> int:
     """Print the plugins. Exit code 0."""
-    parser = command_parser("plugins", "List the installed plugins and what each offers.")
-    add_json(parser)
-    options = parser.parse_args(argv)
+    options = parser().parse_args(argv)
     registry = load_registry()
     notes = replaced_distributions()
     if options.json:

@@ -1,0 +1,172 @@
+"""The one door for every act: ``nox -s NAME``, where NAME is a function below (``nox -l`` lists them).
+
+demo, tests, types and docs share one environment, .nox/main, which is made on first use and made again when a package's
+dependencies or constraints.txt change. ``--no-venv`` installs nothing and takes the interpreter that runs nox.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import nox
+
+nox.needs_version = ">=2024.4.15"
+nox.options.sessions = ["lint", "types", "docs", "tests"]
+nox.options.error_on_missing_interpreters = True
+
+ROOT = Path(__file__).parent
+PACKAGES = sorted(path.parent for path in ROOT.glob("packages/*/pyproject.toml"))
+CONSTRAINTS = ROOT / "constraints.txt"
+TOOLS = ["pytest", "pytest-cov", "pytest-xdist", "hypothesis", "beartype", "setuptools", "mypy", "mkdocs-material"]
+INSTALL = "--no-venv" not in sys.argv
+NO_DEVICE = 2  # exit code of gpu_tests where there is nothing to test
+
+shared = nox.session(venv_backend="none")
+
+
+def python(session: nox.Session) -> str:
+    """The interpreter of the environment that the sessions share, with our packages installed editable."""
+    if not INSTALL:
+        return sys.executable
+    folder = session.cache_dir.parent / "main"
+    interpreter = folder / "bin" / "python"
+    needs = [CONSTRAINTS, Path(__file__), *(package / "pyproject.toml" for package in PACKAGES)]
+    stamp = hashlib.sha256(b"".join(path.read_bytes() for path in needs)).hexdigest()
+    installed = folder / "installed"
+    if not (installed.exists() and installed.read_text() == stamp):
+        session.run(sys.executable, "-m", "venv", "--clear", str(folder), external=True)
+        editable = [part for package in PACKAGES for part in ("-e", str(package))]
+        command = [str(interpreter), "-m", "pip", "install", "--quiet", "-c", str(CONSTRAINTS), *editable, *TOOLS]
+        session.run(*command, external=True)
+        installed.write_text(stamp)
+    os.environ["PATH"] = f"{interpreter.parent}{os.pathsep}{os.environ['PATH']}"  # of this process: tests call nequip
+    return str(interpreter)
+
+
+def run(session: nox.Session, *command: str | Path, **environment: str) -> None:
+    """Run a command with one thread per process, which is fastest for small systems and leaves the cores to us."""
+    session.run(*map(str, command), external=True, env={"OMP_NUM_THREADS": "1", **environment})
+
+
+@shared
+def demo(session: nox.Session) -> None:
+    """Train, test and run a small NequIP on examples/demo; ends with the path of report.html."""
+    exe = python(session)
+    run(session, exe, ROOT / "examples" / "demo" / "run.py", *session.posargs, OMP_NUM_THREADS="2")
+
+
+@shared
+def tests(session: nox.Session) -> None:
+    """All tests that need no GPU, on two processes, with coverage (`nox -s tests -- -k word` runs some, without)."""
+    exe = python(session)
+    some = session.posargs or ["-n", "2", "--dist", "worksteal", "--cov", "--cov-report", "term:skip-covered"]
+    run(session, exe, "-m", "pytest", *some)
+
+
+@nox.session(reuse_venv=True)
+def lint(session: nox.Session) -> None:
+    """Style, format, and the layers: nothing imports upward."""
+    if INSTALL:
+        session.install("-q", "-c", str(CONSTRAINTS), "ruff", "import-linter")
+    session.run("ruff", "check")
+    session.run("ruff", "format", "--check")
+    sources = os.pathsep.join(str(package / "src") for package in PACKAGES)
+    session.run("lint-imports", "--no-cache", env={"PYTHONPATH": sources})  # reads the sources, imports nothing
+
+
+@shared
+def types(session: nox.Session) -> None:
+    """The strict type checker over all packages."""
+    exe = python(session)
+    run(session, exe, "-m", "mypy", *(package / "src" for package in PACKAGES), "docs/generate.py")
+
+
+@shared
+def docs(session: nox.Session) -> None:
+    """The documentation into site/; a warning, or a generated page that is out of date, is an error."""
+    exe = python(session)
+    run(session, exe, "docs/generate.py", "--check")
+    run(session, exe, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", "site")
+    session.log("site/index.html")
+
+
+@shared
+def gpu_tests(session: nox.Session) -> None:
+    """The device tests; none may skip. Without a CUDA device: exit code 2."""
+    exe = python(session)
+    seen = subprocess.run([exe, "-c", "import torch, sys; sys.exit(not torch.cuda.is_available())"], check=False)
+    if seen.returncode:
+        print("gpu_tests: this machine has no CUDA device that torch can use, so nothing was tested.", file=sys.stderr)
+        sys.exit(NO_DEVICE)
+    run(session, exe, "-m", "pytest", "-m", "gpu", "tests/gpu", *session.posargs)
+
+
+@nox.session(reuse_venv=True)
+def packages(session: nox.Session) -> None:
+    """Wheels of all packages into dist/."""
+    folder = ROOT / "dist"
+    folder.mkdir(exist_ok=True)
+    python_ = "python" if INSTALL else sys.executable
+    build = ["-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(folder)]
+    session.run(python_, *build, *map(str, PACKAGES), env={"PIP_CONSTRAINT": str(CONSTRAINTS)}, external=not INSTALL)
+    for wheel in sorted(folder.glob("*.whl")):
+        session.log(str(wheel.relative_to(ROOT)))
+
+
+@nox.session(venv_backend="none")
+def compat(session: nox.Session) -> None:
+    """Core and plugin of different versions, the last tag's and ours, in fresh environments."""
+    if not INSTALL:
+        session.error("compat is about installed versions: it can not run with --no-venv.")
+    tag = _last_tag()
+    if tag is None:
+        session.log("There is no tag nequip-core-* yet: main is tried against main.")
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        ours = {"main": ROOT}
+        if tag is not None:
+            ours[tag] = _checkout(tag, folder / "tagged")
+        pairs = [("main", "main")] if tag is None else [("main", tag), (tag, "main")]
+        for core, plugin in pairs:
+            session.log(f"nequip-core of {core}, nequip-toy of {plugin}")
+            environment = folder / f"core-{core}-toy-{plugin}"
+            session.run(sys.executable, "-m", "venv", str(environment), external=True)
+            exe = environment / "bin" / "python"
+            core_package = ours[core] / "packages" / "nequip-core"
+            needs = [core_package, "pytest", "hypothesis", "setuptools"]
+            run(session, exe, "-m", "pip", "install", "--quiet", "-c", CONSTRAINTS, *needs)
+            run(session, exe, "-m", "pytest", "-p", "no:cacheprovider", ours[plugin] / "tests" / "plugins")
+            shutil.rmtree(environment)
+
+
+def _last_tag() -> str | None:
+    command = ["git", "describe", "--tags", "--abbrev=0", "--match", "nequip-core-*"]
+    found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    return found.stdout.strip() or None
+
+
+def _checkout(tag: str, folder: Path) -> Path:
+    folder.mkdir()
+    archive = subprocess.run(["git", "archive", tag], cwd=ROOT, capture_output=True, check=True)
+    subprocess.run(["tar", "-x", "-C", str(folder)], input=archive.stdout, check=True)
+    return folder
+
+
+@shared
+def mutants(session: nox.Session) -> None:
+    """Planted faults, each of which must make a test fail."""
+    exe = python(session)
+    run(session, exe, "tests/mutants.py", *session.posargs)
+
+
+@shared
+def peers(session: nox.Session) -> None:
+    """Speed against the published package; posargs: its interpreter, see benchmarks/peers."""
+    exe = python(session)
+    run(session, exe, "benchmarks/peers/run.py", *session.posargs)
