@@ -15,8 +15,12 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from nequip_core.errors import InputError
 from nequip_core.neighbors import NeighborList, Pairs
 from nequip_core.structure import Floats, Ints, Structure, TypeMap
+
+OVERLAP = 0.05
+"""Atoms nearer than this, Å, are one atom written twice: no data set means it, and gradients are infinite at zero."""
 
 
 class Graph(NamedTuple):
@@ -53,6 +57,7 @@ def build_graph(
     pairs: Pairs,
     cell: Floats,
     pair_cutoffs: Floats,
+    source: str = "",
 ) -> Graph:
     """The graph of one structure from the pairs of a neighbour list.
 
@@ -62,11 +67,21 @@ def build_graph(
         pairs: within the largest cut-off or beyond (a skin): filtered here to r < pair_cutoffs[t_i, t_j].
         cell: [3, 3], Å.
         pair_cutoffs: [types, types], Å, [type of centre, type of neighbour].
+        source: where the structure came from, for messages.
+
+    Raises:
+        InputError: two atoms overlap.
     """
     centre, neighbor, shift = pairs
     cartesian = shift @ cell
     vectors = positions[neighbor] - positions[centre] + cartesian
     distance = np.sqrt(np.einsum("ei,ei->e", vectors, vectors))
+    if len(distance) and distance.min() < OVERLAP:
+        e = int(distance.argmin())
+        raise InputError(
+            f"{source or 'structure'}: atoms {centre[e]} and {neighbor[e]} are {distance[e]:.3f} Å apart. Expected at least "
+            f"{OVERLAP} Å between any two; check units, cell and duplicate atoms."
+        )
     kept = distance < pair_cutoffs[types[centre], types[neighbor]]
     centre, neighbor, shift, cartesian = centre[kept], neighbor[kept], shift[kept], cartesian[kept]
     # Images of one neighbour are ordered too, so that the same structure always gives the same sums.
@@ -97,7 +112,9 @@ def _pointers(index: Ints, segments: int) -> Tensor:
 def from_structure(structure: Structure, type_map: TypeMap, pair_cutoffs: Floats, neighbor_list: NeighborList) -> Graph:
     """The graph of one structure."""
     pairs = neighbor_list(structure.positions, structure.cell, structure.pbc)
-    return build_graph(structure.positions, type_map.indices(structure), pairs, structure.cell, pair_cutoffs)
+    return build_graph(
+        structure.positions, type_map.indices(structure), pairs, structure.cell, pair_cutoffs, structure.source
+    )
 
 
 def collate(graphs: Sequence[Graph]) -> Graph:

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from nequip_core.errors import InputError
 from nequip_core.structure import Floats, Ints
 
 
@@ -65,3 +66,64 @@ def _enclosing_box(positions: Floats, cell: Floats, pbc: NDArray[np.bool_], reac
     high = (positions @ basis.T).max(axis=0) + reach
     box[~pbc] = basis * (high - low)[:, None]
     return box, low @ basis
+
+
+def make_vesin(cutoff: float, skin: float = 0.0) -> NeighborList:
+    """vesin's cell list. Any periodicity, cells smaller than the cut-off, atoms outside the cell."""
+    import vesin
+
+    reach = cutoff + skin
+    calculator = vesin.NeighborList(cutoff=reach, full_list=True)
+
+    def pairs(positions: Floats, cell: Floats, pbc: NDArray[np.bool_]) -> Pairs:
+        if len(positions) == 0:
+            return _none()
+        i, j, shift = calculator.compute(
+            points=np.ascontiguousarray(positions), box=_spanning(cell, pbc), periodic=pbc, quantities="ijS"
+        )
+        return Pairs(i.astype(np.int64), j.astype(np.int64), shift.astype(np.int64))
+
+    return pairs
+
+
+def _spanning(cell: Floats, pbc: NDArray[np.bool_]) -> Floats:
+    """The cell with unit vectors orthogonal to the others where it is not periodic."""
+    if pbc.all():
+        return cell
+    box = np.array(cell, dtype=np.float64)
+    box[~pbc] = np.linalg.qr(cell[pbc].T, mode="complete")[0].T[pbc.sum() :] if pbc.any() else np.eye(3)
+    return box
+
+
+class SkinNeighborList:
+    """A list that is made a little beyond the cut-off and used again until an atom has moved half of that (Verlet).
+
+    The pairs it returns reach to cut-off + skin; `nequip_core.graph.build_graph` keeps those within the cut-off. It
+    belongs to one sequence of configurations: any change of cell, periodicity or number of atoms makes a new list.
+    """
+
+    def __init__(self, make: Callable[[float, float], NeighborList], cutoff: float, skin: float) -> None:
+        if skin < 0:
+            raise InputError(f"skin must be 0 Å or more, received {skin}.")
+        self.skin = skin
+        self.list = make(cutoff, skin)
+        self.builds = 0
+        self._made: tuple[Floats, Floats, NDArray[np.bool_]] | None = None
+        self._pairs = _none()
+
+    def __call__(self, positions: Floats, cell: Floats, pbc: NDArray[np.bool_]) -> Pairs:
+        """The pairs within cut-off + skin of the configuration of the last build."""
+        if not self._holds(positions, cell, pbc):
+            self._pairs = self.list(positions, cell, pbc)
+            self._made = (positions.copy(), cell.copy(), pbc.copy())
+            self.builds += 1
+        return self._pairs
+
+    def _holds(self, positions: Floats, cell: Floats, pbc: NDArray[np.bool_]) -> bool:
+        if self._made is None:
+            return False
+        then, cell_then, pbc_then = self._made
+        if then.shape != positions.shape or not np.array_equal(cell, cell_then) or not np.array_equal(pbc, pbc_then):
+            return False
+        moved = positions - then
+        return len(moved) == 0 or bool(np.einsum("ni,ni->n", moved, moved).max() < (0.5 * self.skin) ** 2)

@@ -6,6 +6,7 @@ Units are eV and Å throughout (`nequip_core.units`); stress is dE/dstrain / V, 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 from ase.data import chemical_symbols
@@ -46,6 +47,56 @@ class Structure:
     weight: float = 1.0
     config_type: str | None = None
     source: str = ""
+
+    @classmethod
+    def from_ase(cls, atoms: Atoms, *, type_names: tuple[str, ...] | None = None, source: str = "") -> Self:
+        """The atoms and the cell, without labels (`nequip_core.data.read` finds labels by their names)."""
+        return cls(
+            positions=np.array(atoms.positions, dtype=np.float64),
+            numbers=np.array(atoms.numbers, dtype=np.int64),
+            cell=np.array(atoms.cell.array, dtype=np.float64),
+            pbc=np.array(atoms.pbc, dtype=bool),
+            type_names=type_names,
+            source=source or atoms.get_chemical_formula(),
+        )
+
+    def to_ase(self) -> Atoms:
+        """ASE's atoms without labels; type names become the array ``type``."""
+        atoms = Atoms(numbers=self.numbers, positions=self.positions, cell=self.cell, pbc=self.pbc)
+        if self.type_names is not None:
+            atoms.set_array("type", np.array(self.type_names))
+        return atoms
+
+    def validate(self) -> None:
+        """Check what no model can work with.
+
+        Raises:
+            InputError: numbers that are not finite, an unknown element, a cell that does not span its periodic
+                directions or is left-handed, a weight below zero.
+        """
+        where = self.source or "structure"
+        for name in ("positions", "cell", "energy", "forces", "stress", "weight"):
+            value = getattr(self, name)
+            if value is not None and not np.isfinite(value).all():
+                raise InputError(
+                    f"{where}: {name} has a NaN or infinite number. Expected finite numbers; remove the label or the frame."
+                )
+        if len(self) and not ((self.numbers >= 1) & (self.numbers < len(chemical_symbols))).all():
+            bad = sorted(set(self.numbers[(self.numbers < 1) | (self.numbers >= len(chemical_symbols))].tolist()))
+            raise InputError(f"{where}: atomic number {bad} is no element. Expected 1 to {len(chemical_symbols) - 1}.")
+        periodic = self.cell[self.pbc]
+        if len(periodic) and np.linalg.matrix_rank(periodic) < len(periodic):
+            raise InputError(
+                f"{where}: periodic along {self.pbc.tolist()}, but the cell {self.cell.tolist()} does not span these "
+                "directions. Set the lattice vectors, or pbc to F."
+            )
+        if self.pbc.all() and np.linalg.det(self.cell) < 0:
+            raise InputError(
+                f"{where}: the cell's volume is negative ({np.linalg.det(self.cell):.3f} Å³): its vectors are left-handed. "
+                "Exchange two lattice vectors."
+            )
+        if self.weight < 0:
+            raise InputError(f"{where}: weight {self.weight} is below zero. Expected 0 or more.")
 
     def __len__(self) -> int:
         """Number of atoms."""

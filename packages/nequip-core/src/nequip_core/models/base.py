@@ -7,7 +7,7 @@ float64 and adds pair potentials, so that an architecture is only its paper.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -15,19 +15,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from nequip_core.graph import Graph
+from nequip_core.keys import MISSING, key
 from nequip_core.nn.embedding import one_hot
 
-MISSING = "???"
-"""OmegaConf's mark of a value that has no default."""
-
-
-def key(default: Any, text: str, unit: str | None = None) -> Any:
-    """A config field with its description and unit, from which the reference page is generated."""
-    metadata = {"text": text, "unit": unit}
-    if isinstance(default, (dict, list)):
-        return field(default_factory=lambda: type(default)(default), metadata=metadata)
-    return field(default=default, metadata=metadata)
-
+__all__ = ["Architecture", "ArchitectureConfig", "EnergyModel", "ModelConfig", "ModelInfo", "key", "per_type"]
 
 @dataclass
 class ModelConfig:
