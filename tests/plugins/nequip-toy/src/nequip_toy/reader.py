@@ -28,8 +28,12 @@ def open_toy(path: Path, index: str, keys: Any, units: Any) -> Iterator[Structur
         InputError: a molecule can not be read; names the file and the molecule.
     """
     molecules = [block.splitlines() for block in Path(path).read_text().split("\n\n") if block.strip()]
-    chosen = range(len(molecules))[string2index(index)]
-    for number in [chosen] if isinstance(chosen, int) else chosen:
+    wanted = string2index(index)
+    if isinstance(wanted, int):
+        wanted = slice(wanted, None if wanted == -1 else wanted + 1)
+    if isinstance(wanted, str):
+        raise InputError(f"{path}: index {index!r} is no slice. Expected start:stop:step or a number.")
+    for number in range(len(molecules))[wanted]:
         source = f"{path}:{number}"
         try:
             energy, *atoms = molecules[number]
