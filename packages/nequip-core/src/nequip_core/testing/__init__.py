@@ -1,1 +1,5 @@
-"""TODO"""
+"""The public suite that every model must pass, for authors of plugins.
+
+`systems`: small structures. `checks`: one function for each law, usable anywhere. `conformance`: a class of tests to
+derive from. `pytest_plugin`: loaded by pytest where nequip-core is installed; makes the class work.
+"""
