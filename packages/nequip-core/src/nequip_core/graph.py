@@ -156,3 +156,19 @@ def edge_vectors(graph: Graph) -> Float[Tensor, "edges 3"]:
 def to(graph: Graph, device: torch.device | str) -> Graph:
     """The same graph on a device."""
     return Graph(*(tensor.to(device, non_blocking=True) for tensor in graph))
+
+
+def filter_edges(graph: Graph, kept: Bool[Tensor, "edges"]) -> Graph:
+    """The same atoms with some of the edges; order, pointers and permutation follow without sorting, on the device."""
+    # number of kept edges before each edge, in both orders
+    before = torch.nn.functional.pad(kept.cumsum(0), (1, 0))
+    kept_by_neighbor = kept[graph.by_neighbor]
+    before_by_neighbor = torch.nn.functional.pad(kept_by_neighbor.cumsum(0), (1, 0))
+    rows = kept.nonzero().squeeze(1)
+    return graph._replace(
+        edge_index=graph.edge_index.index_select(1, rows),
+        edge_shift=graph.edge_shift.index_select(0, rows),
+        row_ptr=before[graph.row_ptr],
+        by_neighbor=before[graph.by_neighbor[kept_by_neighbor]],
+        neighbor_ptr=before_by_neighbor[graph.neighbor_ptr],
+    )
