@@ -14,7 +14,8 @@ import ase.io
 import numpy as np
 from ase import Atoms
 from ase.calculators.calculator import PropertyNotImplementedError
-from ase.io.formats import ioformats, string2index
+from ase.io.formats import ioformats
+from ase.io.utils import string2index
 from ase.stress import voigt_6_to_full_3x3_stress
 
 from nequip_core import units as conversions
