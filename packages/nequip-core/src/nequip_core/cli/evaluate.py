@@ -1,0 +1,103 @@
+"""``nequip evaluate MODEL DATA``: errors of a model on labelled structures."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from nequip_core.cli.options import add_device, add_model, assignments, command_parser
+from nequip_core.errors import InputError
+
+BATCH_ATOMS = 1000
+
+
+def parser() -> argparse.ArgumentParser:
+    """The options."""
+    result = command_parser("evaluate", "Errors of a model on labelled structures.")
+    add_model(result)
+    result.add_argument("data", metavar="DATA", type=Path, help="labelled structures in any format that ASE reads")
+    result.add_argument("--index", default=":", help="which frames, an ASE slice")
+    result.add_argument("--keys", type=assignments, default={}, help="names of the labels: energy=REF_energy,...")
+    result.add_argument("--json", metavar="OUT", type=Path, help="write the results as JSON")
+    result.add_argument("--write", metavar="OUT.extxyz", type=Path, help="write predictions and labels of each frame")
+    result.add_argument("--plots", metavar="DIR", type=Path, help="write parity plots")
+    result.add_argument("--batch-atoms", metavar="N", type=int, default=BATCH_ATOMS, help="atoms per batch")
+    add_device(result)
+    return result
+
+
+def run(argv: list[str]) -> int:
+    """Evaluate, print a table, write what is asked for."""
+    options = parser().parse_args(argv)
+
+    from nequip_core.cli.loading import load_model, neighbor_list, registry, say
+    from nequip_core.data.read import Keys, read
+    from nequip_core.engines.evaluate import Predictor, evaluate
+    from nequip_core.files import atomic_write, sha256
+
+    keys = label_names(options.keys, Keys)
+    structures = read(options.data, index=options.index, keys=keys, registry=registry())
+    loaded = load_model(options)
+    predictor = Predictor(loaded, neighbor_list(loaded), batch_atoms=options.batch_atoms)
+    results = evaluate(
+        predictor,
+        structures,
+        data={"path": str(options.data), "sha256": sha256(options.data)},
+        write=options.write,
+        plots=options.plots,
+        warn=lambda message: say(f"warning: {message}"),
+    )
+    if options.json:
+        with atomic_write(options.json) as file:
+            json.dump(results, file, indent=2, allow_nan=False)
+            file.write("\n")
+    print(table(results))
+    for path in filter(None, (options.json, options.write, options.plots)):
+        say(f"wrote {path}")
+    return 0
+
+
+def label_names(given: dict[str, str], keys: Any) -> Any:
+    """The names of the labels; ``keys`` is the dataclass that holds them.
+
+    Raises:
+        InputError: ``--keys`` names something that is no label.
+    """
+    from dataclasses import fields
+
+    known = [field.name for field in fields(keys)]
+    for name in given:
+        if name not in known:
+            raise InputError(f"--keys names {name!r}, which is no label. Expected NAME=KEY with NAME one of {known}.")
+    return keys(**given)
+
+
+COLUMNS = (("mae", "MAE"), ("rmse", "RMSE"), ("max", "max"))
+
+
+def table(results: dict[str, Any]) -> str:
+    """The errors as text: all structures, then elements and config types where there are several. Milli-units."""
+    units = results["units"]
+    lines = [f"{results['n_structures']} structures, {results['n_atoms']} atoms, {results['time_s']:.1f} s"]
+    lines.append(f"{'':28s}" + "".join(f"{title:>12s}" for _, title in COLUMNS) + f"{'n':>10s}")
+
+    def add(name: str, quantity: str, errors: dict[str, float] | None) -> None:
+        label = f"{name} (m{units[quantity]})"
+        if errors is None:
+            lines.append(f"{label:28s}{'no labels':>12s}")
+            return
+        numbers = "".join(f"{1000 * errors[key]:12.4f}" for key, _ in COLUMNS)
+        lines.append(f"{label:28s}{numbers}{errors['n']:10d}")
+
+    for quantity in units:
+        add(quantity.replace("_", " "), quantity, results[quantity])
+    if len(results["per_element"]) > 1:
+        for element, row in results["per_element"].items():
+            add(f"  forces on {element}", "forces", row["forces"])
+    for name, row in results["per_config_type"].items():
+        lines.append(f"{name}: {row['n_structures']} structures")
+        for quantity in ("energy_per_atom", "forces"):
+            add(f"  {quantity.replace('_', ' ')}", quantity, row[quantity])
+    return "\n".join(lines)

@@ -1,0 +1,258 @@
+"""Our models in ASE: a calculator for dynamics, relaxation, NEB, and whatever else takes one.
+
+from nequip_core.engines.ase import NequIPCalculator
+atoms.calc = NequIPCalculator.from_file("MODEL", device="auto")
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import ase
+import numpy as np
+import torch
+from ase import Atoms
+from ase.calculators.calculator import Calculator, PropertyNotImplementedError, all_changes
+from ase.data import atomic_numbers, chemical_symbols
+from numpy.typing import NDArray
+from torch import Tensor
+
+from nequip_core.errors import InputError
+from nequip_core.export.artifact import LoadedModel, load_model
+from nequip_core.graph import Graph, build_graph, edge_vectors, filter_edges, to
+from nequip_core.neighbors import SkinNeighborList
+from nequip_core.plugins.manager import find, load_registry
+from nequip_core.plugins.records import NeighborListEntry
+from nequip_core.structure import Floats, Ints, TypeMap
+
+NEIGHBOR_LIST = "vesin"
+"""The list taken unless another is named: quick, and at ease with atoms far apart."""
+
+PERIODIC_ONLY = {"stress", "stresses"}
+UNKNOWN, AMBIGUOUS = -1, -2
+"""In place of a type's index: the model has no type of this element, or several."""
+
+VOIGT = ((0, 1, 2, 1, 0, 0), (0, 1, 2, 2, 2, 1))
+"""Rows and columns of a 3x3 tensor in Voigt's order xx yy zz yz xz xy."""
+
+
+class NequIPCalculator(Calculator):
+    """Energies, forces and stress of a model, in eV and Å.
+
+    Neighbours are listed with a skin and listed anew once an atom has moved half of it, or when cell, periodicity,
+    number, order or elements of the atoms change. One calculator may serve several `Atoms` in turn. Copies share the
+    weights. Neither threads nor MPI ranks are touched.
+
+    Args:
+        loaded: from `nequip_core.export.artifact.load_model`.
+        neighbor_list: the registry's record of a neighbour list.
+        types: element -> type name, for elements of which the model has several types.
+        skin: Å; beyond the cut-off. No effect on results.
+    """
+
+    implemented_properties = ["energy", "free_energy", "energies", "forces", "stress", "stresses"]  # noqa: RUF012
+
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        neighbor_list: NeighborListEntry,
+        *,
+        types: Mapping[str, str] | None = None,
+        skin: float = 1.0,
+    ) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.loaded = loaded
+        self.neighbor_list = neighbor_list
+        self.types = dict(types or {})
+        self.skin = skin
+        self._type_of_number = type_table(loaded.type_map, self.types)
+        self._graph = self._new_graph()
+
+    @classmethod
+    def from_file(
+        cls,
+        model: str | Path,
+        device: str | torch.device = "auto",
+        *,
+        types: Mapping[str, str] | None = None,
+        skin: float = 1.0,
+        kernels: str | Mapping[str, str] = "auto",
+        checkpoint: str = "best",
+        weights: Literal["ema", "raw"] = "ema",
+    ) -> Self:
+        """The calculator of a run's folder, a checkpoint or a package.
+
+        Args:
+            model: DIR means DIR/checkpoints/best.ckpt.
+            device: "auto" (CUDA where there is one), "cpu", "cuda", "cuda:1".
+            types: element -> type name, for elements of which the model has several types.
+            skin: Å beyond the cut-off at which neighbours are listed, so that a list serves several steps.
+            kernels: "auto", "reference", a kernel's name, or {operator: name}.
+            checkpoint: of a run's folder: "best" or "last".
+            weights: "ema": the averaged ones where there are any; "raw": the trained ones.
+
+        Raises:
+            ArtifactError: the file can not be read.
+            InputError: the device is not there; ``types`` names an unknown element or type.
+        """
+        registry = load_registry()
+        loaded = load_model(
+            model, checkpoint=checkpoint, weights=weights, device=device, kernels=kernels, registry=registry
+        )
+        entry = find(registry.neighbor_lists, NEIGHBOR_LIST, "neighbour list")
+        return cls(loaded, entry, types=types, skin=skin)
+
+    def calculate(
+        self,
+        atoms: Atoms | None = None,
+        properties: Sequence[str] = ("energy",),
+        system_changes: Sequence[str] = all_changes,
+    ) -> None:
+        """Compute everything at once; called by ASE.
+
+        Raises:
+            PropertyNotImplementedError: stress without three periodic directions.
+            InputError: an element that the model does not know, positions that are not finite.
+        """
+        super().calculate(atoms, list(properties), list(system_changes))  # type: ignore[no-untyped-call]
+        atoms = self.atoms  # a copy that ASE keeps, to see changes by
+        assert atoms is not None
+        periodic = bool(atoms.pbc.all())
+        if not periodic and PERIODIC_ONLY.intersection(properties):
+            raise PropertyNotImplementedError(
+                f"stress needs a cell that is periodic in all three directions; received pbc {atoms.pbc.tolist()}"
+            )
+        graph = self._graph(atoms.positions, self._types_of(atoms), atoms.cell.array, atoms.pbc)
+        prediction = self.loaded.potential(graph, atomic_virial=periodic)
+        energy = float(prediction.energy)
+        self.results = {
+            "energy": energy,
+            "free_energy": energy,
+            "energies": _numpy(prediction.atomic_energy),
+            "forces": _numpy(prediction.forces),
+        }
+        if periodic:
+            volume = atoms.get_volume()
+            self.results["stress"] = voigt(_numpy(prediction.virial)[0]) / -volume
+            self.results["stresses"] = voigt(_numpy(prediction.atomic_virial)) / -volume
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """A calculator of its own with the same weights."""
+        other = type(self)(self.loaded, self.neighbor_list, types=self.types, skin=self.skin)
+        memo[id(self)] = other
+        other.atoms = copy.deepcopy(self.atoms, memo)
+        other.results = copy.deepcopy(self.results, memo)
+        return other
+
+    def __getstate__(self) -> dict[str, Any]:
+        """All but the neighbour list, which is made again in the process that unpickles."""
+        return {name: value for name, value in vars(self).items() if name != "_graph"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._graph = self._new_graph()
+
+    def _new_graph(self) -> MovingGraph:
+        info = self.loaded.info
+        neighbors = SkinNeighborList(self.neighbor_list.make.load(), info.cutoff, self.skin)
+        return MovingGraph(neighbors, np.array(info.pair_cutoffs), self.loaded.device)
+
+    def _types_of(self, atoms: Atoms) -> Ints:
+        types: Ints = self._type_of_number[atoms.numbers]
+        if types.min(initial=0) >= 0:
+            return types
+        known = self.loaded.type_map
+        element = chemical_symbols[atoms.numbers[int(types.argmin())]]
+        several = [name for name, of in zip(known.names, known.elements, strict=True) if of == element]
+        if several:
+            raise InputError(
+                f"The model has several types of {element}: {', '.join(several)}. Say which the atoms are: "
+                f"types={{{element!r}: {several[0]!r}}}."
+            )
+        raise InputError(
+            f"{atoms.get_chemical_formula()} holds {element}, which the model does not know. "
+            f"Its types are {', '.join(known.names)}. Use a model that was trained on {element}."
+        )
+
+
+def _numpy(tensor: Tensor | None) -> Floats:
+    assert tensor is not None
+    array: Floats = tensor.detach().cpu().numpy()
+    return array
+
+
+def voigt(tensor: Floats) -> Floats:
+    """[..., 3, 3] to the symmetric part in Voigt's order, [..., 6]."""
+    rows, columns = VOIGT
+    part: Floats = 0.5 * (tensor[..., rows, columns] + tensor[..., columns, rows])
+    return part
+
+
+def type_table(type_map: TypeMap, types: Mapping[str, str]) -> Ints:
+    """[119] index of the type of each atomic number; `UNKNOWN` or `AMBIGUOUS` where there is none.
+
+    Raises:
+        InputError: ``types`` names an unknown element or type, or a type of another element.
+    """
+    table = np.full(len(chemical_symbols), UNKNOWN, dtype=np.int64)
+    for index, element in enumerate(type_map.elements):
+        number = atomic_numbers[element]
+        table[number] = index if table[number] == UNKNOWN else AMBIGUOUS
+    known = dict(zip(type_map.names, type_map.elements, strict=True))
+    for element, name in types.items():
+        if known.get(name) != element or element not in atomic_numbers:
+            raise InputError(
+                f"types: {element!r} can not be {name!r}. The model's types and their elements are "
+                f"{', '.join(f'{n} ({e})' for n, e in known.items())}."
+            )
+        table[atomic_numbers[element]] = type_map.names.index(name)
+    return table
+
+
+class MovingGraph:
+    """The graph of one system that moves: sorted when its neighbours are listed, filtered on the device at each step.
+
+    Args:
+        neighbors: lists pairs beyond the cut-off, anew when it must.
+        pair_cutoffs: [types, types], Å, [type of centre, type of neighbour].
+        device: of the graph.
+    """
+
+    def __init__(self, neighbors: SkinNeighborList, pair_cutoffs: Floats, device: torch.device) -> None:
+        self.neighbors = neighbors
+        self.pair_cutoffs = pair_cutoffs
+        self.device = device
+        self._builds = 0
+        self._types: Ints = np.zeros(0, dtype=np.int64)
+        self._wide: Graph
+        self._cutoffs: Tensor
+
+    def __call__(self, positions: Floats, types: Ints, cell: Floats, pbc: NDArray[np.bool_]) -> Graph:
+        """The graph of a configuration: [N, 3] Å, [N], [3, 3] Å, [3].
+
+        Raises:
+            InputError: positions or cell are not finite; two atoms overlap.
+        """
+        if not (np.isfinite(positions).all() and np.isfinite(cell).all()):
+            raise InputError(
+                "Positions or cell are not finite. A simulation that comes to this has exploded: take "
+                "a smaller timestep, relax the first structure, or look at the forces of the model."
+            )
+        pairs = self.neighbors(positions, cell, pbc)
+        if self.neighbors.builds != self._builds or not np.array_equal(types, self._types):
+            wide = build_graph(positions, types, pairs, cell, self.pair_cutoffs + self.neighbors.skin)
+            self._wide = to(wide, self.device)
+            cutoffs = torch.as_tensor(self.pair_cutoffs, device=self.device)
+            self._cutoffs = cutoffs[tuple(self._wide.types[self._wide.edge_index])]
+            self._types = types.copy()
+            self._builds = self.neighbors.builds
+        wide = self._wide._replace(positions=torch.tensor(positions, dtype=torch.float64, device=self.device))
+        return filter_edges(wide, edge_vectors(wide).norm(dim=1) < self._cutoffs)
+
+
+def check() -> tuple[bool, str]:
+    """Whether the engine can run here, and a sentence about it."""
+    return True, f"ASE {ase.__version__} is installed; NequIPCalculator runs in it"
