@@ -14,7 +14,7 @@ from nequip_core.data.batch import Batch, Denominators, Labels
 from nequip_core.errors import InputError
 from nequip_core.graph import Graph, collate, from_structure
 from nequip_core.neighbors import NeighborList
-from nequip_core.structure import Floats, Structure, TypeMap
+from nequip_core.structure import Floats, Ints, Structure, TypeMap
 
 
 class Sample(NamedTuple):
@@ -71,14 +71,14 @@ class Dataset(Sequence[Sample]):
         return iter(self.samples)
 
     @property
-    def atoms(self) -> Floats:
+    def atoms(self) -> Ints:
         """[structures] number of atoms of each."""
-        return np.array([len(structure) for structure in self.structures])
+        return np.array([len(structure) for structure in self.structures], dtype=np.int64)
 
     @property
-    def edges(self) -> Floats:
+    def edges(self) -> Ints:
         """[structures] number of edges of each."""
-        return np.array([sample.graph.edge_shift.shape[0] for sample in self.samples])
+        return np.array([sample.graph.edge_shift.shape[0] for sample in self.samples], dtype=np.int64)
 
     def require(self, *labels: str) -> None:
         """Check that at least one structure has each label.

@@ -1,4 +1,4 @@
-"""The order of batches: a function of (seed, epoch), and of nothing else, so that any run can be repeated or resumed."""
+"""The order of batches: a function of (seed, epoch) and nothing else, so that any run can be repeated or resumed."""
 
 from __future__ import annotations
 

@@ -15,8 +15,8 @@ import numpy as np
 from ase import Atoms
 from ase.calculators.calculator import PropertyNotImplementedError
 from ase.io.formats import ioformats
-from ase.io.utils import string2index
 from ase.stress import voigt_6_to_full_3x3_stress
+from ase.utils import string2index
 
 from nequip_core import units as conversions
 from nequip_core.errors import InputError
@@ -92,11 +92,12 @@ def read(
         frames = entry.open.load()(path, index, keys, units)
     else:
         frames = open_ase(path, index, keys, units, format="auto" if format == "ase" else format)
-    number = -1
-    for number, structure in enumerate(frames):
+    empty = True
+    for structure in frames:
         structure.validate()
+        empty = False
         yield structure
-    if number < 0:
+    if empty:
         raise InputError(f"{path} holds no frames (index {index!r}). Expected at least one structure.")
 
 
