@@ -1,0 +1,68 @@
+"""Errors of a model on a data set: MAE and RMSE of each quantity, and the loss, from sums kept on the device.
+
+Sums are exact whatever the batches and ranks: nothing is averaged twice, and the device is read once per data set.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.distributed
+from torch import Tensor
+
+from nequip_core.data.batch import Batch
+from nequip_core.potential import Prediction
+from nequip_core.training.loss import DIFFERENCES, Loss
+
+NAMES = tuple(f"{quantity}_{kind}" for quantity in DIFFERENCES for kind in ("mae", "rmse"))
+"""energy_mae, energy_rmse, energy_per_atom_mae, ..."""
+
+
+class Metrics:
+    """Sums of absolute and squared differences and their number, for each quantity; and of the loss's terms.
+
+    Args:
+        loss: whose value is reported too.
+    """
+
+    def __init__(self, loss: Loss) -> None:
+        self.loss = loss
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget all batches."""
+        self._errors: list[Tensor] = []
+        self._terms: list[Tensor] = []
+
+    def update(self, prediction: Prediction, batch: Batch) -> None:
+        """Add a batch."""
+        rows = []
+        for compare in DIFFERENCES.values():
+            difference = compare(prediction, batch)
+            value = difference.value.detach()
+            rows.append(torch.stack((value.abs().sum(), value.square().sum(), difference.numbers())))
+        self._errors.append(torch.stack(rows))
+        self._terms.append(self.loss.sums(prediction, batch).detach())
+
+    def compute(self, device: torch.device) -> dict[str, float | None]:
+        """``loss`` and `NAMES`, eV and Å, over all ranks; None where nothing is labelled.
+
+        Args:
+            device: where this rank's batches were, in case there were none.
+        """
+        errors = _total(self._errors, (len(DIFFERENCES), 3), device)
+        terms = _total(self._terms, (len(self.loss.terms), 2), device)
+        loss = self.loss.of_sums(terms.cpu())
+        result: dict[str, float | None] = {"loss": loss.item()}
+        for quantity, (absolute, squared, number) in zip(DIFFERENCES, errors.tolist(), strict=True):
+            result[f"{quantity}_mae"] = absolute / number if number else None
+            result[f"{quantity}_rmse"] = math.sqrt(squared / number) if number else None
+        return result
+
+
+def _total(parts: list[Tensor], shape: tuple[int, int], device: torch.device) -> Tensor:
+    total = torch.stack(parts).sum(0) if parts else torch.zeros(shape, dtype=torch.float64, device=device)
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.all_reduce(total)
+    return total

@@ -1,0 +1,291 @@
+"""One training run as Lightning sees it: a potential, a loss, an optimizer, averaged weights.
+
+Nothing here waits for the device in a step, and nothing is logged in a step: losses stay where they were computed until
+a row of steps.csv, the end of an epoch or a checkpoint needs them.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+
+from nequip_core.data.batch import Batch
+from nequip_core.errors import ConfigError, InputError
+from nequip_core.export.package import CheckCase
+from nequip_core.graph import Graph, to
+from nequip_core.potential import Potential, stress
+from nequip_core.structure import Structure
+from nequip_core.training.checkpoint import PREFIX
+from nequip_core.training.ema import EMA
+from nequip_core.training.loss import Loss
+from nequip_core.training.metrics import NAMES, Metrics
+from nequip_core.training.nonfinite import Found, LossRecord
+
+MONITORS = ("train_loss", "val_loss", *(f"val_{name}" for name in NAMES))
+"""Columns of metrics.csv that ``training.monitor`` may name."""
+
+
+class TrainingModule(LightningModule):
+    """A potential in training.
+
+    Args:
+        potential: on the CPU; Lightning moves it.
+        loss: to make small.
+        make_optimizer: from the trained parameters.
+        make_scheduler: from the optimizer.
+        interval: when the scheduler advances.
+        monitor: one of `MONITORS`; a plateau scheduler follows it.
+        ema_decay: of the averaged weights, which validation and packages use; None: none.
+        check: graphs and structures whose predictions go into checkpoints.
+        read_losses_every: steps, on devices where reading waits.
+        offending: called with the numbers of the structures of a batch whose loss is not finite; returns a sentence
+            that names them, see `nequip_core.training.nonfinite.offending_to`.
+
+    Attributes:
+        metrics: of the last validation, and train_loss of its epoch, by the names of metrics.csv.
+    """
+
+    def __init__(
+        self,
+        potential: Potential,
+        loss: Loss,
+        *,
+        make_optimizer: Callable[[Iterable[nn.Parameter]], Optimizer],
+        make_scheduler: Callable[[Optimizer], LRScheduler],
+        interval: Literal["epoch", "step"] = "epoch",
+        monitor: str = "val_loss",
+        ema_decay: float | None = None,
+        check: Sequence[tuple[Graph, Structure]] = (),
+        read_losses_every: int = 50,
+        offending: Callable[[Sequence[int]], str],
+    ) -> None:
+        super().__init__()
+        if monitor not in MONITORS:
+            raise ConfigError(
+                f"training.monitor: there is no column {monitor!r}. Expected one of {', '.join(MONITORS)}."
+            )
+        self.potential = potential
+        self.loss = loss
+        self.make_optimizer = make_optimizer
+        self.make_scheduler = make_scheduler
+        self.interval = interval
+        self.monitor = monitor
+        self.check = tuple(check)
+        self.read_losses_every = read_losses_every
+        self.offending = offending
+        self.ema = None if ema_decay is None else EMA(potential.model, ema_decay)
+        self.losses = LossRecord()
+        self.validation = Metrics(loss)
+        self.metrics: dict[str, float | None] = {}
+        self.validated = False
+        self.scheduler: LRScheduler | None = None
+        self._restored: dict[str, Any] = {}
+
+    # ---- steps
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """The batch's share of the loss of its optimizer step.
+
+        Raises:
+            InputError: an earlier loss was not finite.
+        """
+        loss = self.loss(self.potential(batch.graph), batch)
+        self._stop_unless_finite(self.losses.add(loss, batch.ids))
+        return loss
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Add the batch to the metrics."""
+        self.validation.update(self.potential(batch.graph), batch)
+
+    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
+        """Move a batch. Lightning's own way looks into every field."""
+        return batch if batch.volume.device == device else batch.to(device)
+
+    # ---- optimizer, scheduler, average
+
+    def configure_optimizers(self) -> Optimizer:
+        """The optimizer. The scheduler is kept here.
+
+        Lightning would let a plateau scheduler advance after the checkpoint of its epoch was written, and lose that
+        step on resuming.
+        """
+        optimizer = self.make_optimizer([p for p in self.potential.parameters() if p.requires_grad])
+        self.scheduler = self.make_scheduler(optimizer)
+        if isinstance(self.scheduler, ReduceLROnPlateau) and self.interval == "step":
+            raise ConfigError(
+                "training.scheduler: plateau follows validations. Set training.scheduler.interval: epoch."
+            )
+        if "scheduler" in self._restored:
+            self.scheduler.load_state_dict(self._restored["scheduler"])
+        return optimizer
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """A step, then the average takes in the new weights."""
+        super().optimizer_step(*args, **kwargs)
+        if self.ema is not None:
+            self.ema.update()
+        if self.interval == "step":
+            self._advance_scheduler()
+
+    @property
+    def learning_rate(self) -> float:
+        """Of the next step."""
+        optimizer = self.optimizers(use_pl_optimizer=False)
+        assert isinstance(optimizer, Optimizer)
+        return float(optimizer.param_groups[0]["lr"])
+
+    def _advance_scheduler(self) -> None:
+        assert self.scheduler is not None
+        if not isinstance(self.scheduler, ReduceLROnPlateau):
+            self.scheduler.step()
+        elif self.validated:
+            self.scheduler.step(self.monitored())
+
+    # ---- epochs
+
+    def on_fit_start(self) -> None:
+        """The average follows the weights to their device."""
+        self.losses.every = 1 if self.device.type == "cpu" else self.read_losses_every
+        if self.ema is not None:
+            self.ema.follow()
+
+    def on_train_start(self) -> None:
+        """Random numbers go on where the checkpoint left them."""
+        if "random" in self._restored:
+            set_random_state(self._restored["random"], self.device)
+        self._restored = {}
+
+    def on_train_epoch_start(self) -> None:
+        """Begin the epoch's mean."""
+        self.losses.reset()
+        self.validated = False
+
+    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        """Ask for a validation where the last step is in mid-epoch."""
+        if self.trainer.global_step == self.trainer.max_steps:
+            self.trainer.should_stop = True
+
+    def on_validation_epoch_start(self) -> None:
+        """Take the averaged weights."""
+        self.validation.reset()
+        if self.ema is not None:
+            self.ema.swap()
+
+    def on_validation_epoch_end(self) -> None:
+        """The metrics; and the weights of training again."""
+        if self.ema is not None:
+            self.ema.swap()
+        self.finish_losses()
+        self.metrics = {"train_loss": self.losses.mean()}
+        self.metrics |= {f"val_{name}": value for name, value in self.validation.compute(self.device).items()}
+        self.validated = True
+        self.log_dict({name: value for name, value in self.metrics.items() if value is not None})
+
+    def on_train_epoch_end(self) -> None:
+        """The scheduler advances; callbacks that write checkpoints come after this, others before."""
+        self.finish_losses()
+        if self.interval == "epoch":
+            self._advance_scheduler()
+
+    def monitored(self) -> float:
+        """The metric that ``training.monitor`` names.
+
+        Raises:
+            ConfigError: nothing is labelled with it.
+        """
+        value = self.metrics[self.monitor]
+        if value is None:
+            raise ConfigError(
+                f"training.monitor: {self.monitor} has no value, since no structure of the validation set has that "
+                "label. Name another column, or label the validation set."
+            )
+        return value
+
+    def finish_losses(self) -> None:
+        """Read all losses.
+
+        Raises:
+            InputError: one is not finite.
+        """
+        self._stop_unless_finite(self.losses.read())
+
+    def _stop_unless_finite(self, found: Found | None) -> None:
+        if found is None:
+            return
+        raise InputError(
+            f"The loss of step {self.losses.steps} of epoch {self.trainer.current_epoch + 1} is {found.loss}. "
+            f"{self.offending(found.ids)} Look there for wrong labels and overlapping atoms. If there are none, the "
+            "weights have diverged: lower training.optimizer.lr or set training.gradient_clip. No checkpoint has been "
+            "written since."
+        )
+
+    # ---- checkpoints
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """What Lightning does not know of."""
+        self.finish_losses()
+        assert self.scheduler is not None
+        checkpoint["scheduler"] = self.scheduler.state_dict()
+        checkpoint["ema"] = None if self.ema is None else self.ema.state_dict()
+        checkpoint["losses"] = {"total": self.losses.total, "steps": self.losses.steps}
+        checkpoint["random"] = random_state(self.device)
+        checkpoint["metrics"] = self.metrics
+        checkpoint["check"] = self.predict_check()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take it over again; the scheduler and random numbers when their time has come."""
+        self._restored = {name: checkpoint[name] for name in ("scheduler", "random")}
+        self.losses.total = checkpoint["losses"]["total"]
+        self.losses.steps = checkpoint["losses"]["steps"]
+        self.metrics = checkpoint["metrics"]
+        if self.ema is not None:
+            # A run that begins to average now starts from the trained weights.
+            trained = {name.removeprefix(PREFIX): t for name, t in checkpoint["state_dict"].items()}
+            self.ema.load_state_dict(checkpoint["ema"] or {"updates": 0, "average": trained})
+
+    def predict_check(self) -> list[CheckCase]:
+        """Predictions of the weights that a package of this moment has."""
+        training = self.potential.training
+        if self.ema is not None:
+            self.ema.swap()
+        self.potential.eval()
+        cases = []
+        for graph, structure in self.check:
+            prediction = self.potential(to(graph, self.device))
+            volume = torch.tensor([structure.volume or float("nan")], dtype=torch.float64, device=self.device)
+            tensor = None if structure.volume is None else stress(prediction.virial, volume)[0]
+            cases.append(CheckCase(structure, prediction.energy[0], prediction.forces, tensor))
+        self.potential.train(training)
+        if self.ema is not None:
+            self.ema.swap()
+        return cases
+
+
+def random_state(device: torch.device) -> dict[str, Any]:
+    """The states of all generators that a training run could use."""
+    numpy_state: dict[str, Any] = np.random.get_state(legacy=False)
+    numpy_state["state"] = {**numpy_state["state"], "key": numpy_state["state"]["key"].tolist()}
+    return {
+        "python": random.getstate(),
+        "numpy": numpy_state,
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
+    }
+
+
+def set_random_state(state: dict[str, Any], device: torch.device) -> None:
+    """The opposite of `random_state`; a run that changes to another kind of device starts that one's numbers anew."""
+    random.setstate(state["python"])
+    inner = {**state["numpy"]["state"], "key": np.array(state["numpy"]["state"]["key"], dtype=np.uint32)}
+    np.random.set_state({**state["numpy"], "state": inner})
+    torch.set_rng_state(state["torch"])
+    if device.type == "cuda" and state["cuda"] is not None:
+        torch.cuda.set_rng_state(state["cuda"], device)
