@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from nequip_core.export.package import Members, Provenance, manifest, write_package
 from nequip_core.graph import Graph, from_structure
 from nequip_core.models.base import EnergyModel
 from nequip_core.models.build import build_model, model_info
@@ -84,3 +87,35 @@ def to_graph() -> Callable[[Structure, EnergyModel], Graph]:
         return from_structure(structure, type_map, np.array(info.pair_cutoffs), make_matscipy(info.cutoff))
 
     return make
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def write_model(
+    make_config: Callable[..., NequIPConfig], make_model: Callable[..., EnergyModel]
+) -> Callable[..., Path]:
+    """``(path, **keys)``: the package file of a small model with random weights."""
+
+    def write(path: Path, **keys: Any) -> Path:
+        block, weights = asdict(make_config(**keys)), dict(make_model(**keys).state_dict())
+        provenance = Provenance(
+            model=block, data={"sha256": "0" * 64}, config={}, versions={"nequip-core": "0"}, provider="nequip-core 0"
+        )
+        members = Members(
+            manifest=manifest(provenance, kind="raw", weights=weights, raw={}),
+            model=block,
+            weights=weights,
+            data=provenance.data,
+            metrics={"val_loss": 0.5},
+            check={"structures": []},
+            check_tensors={},
+        )
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_package(path, members)
+        return path
+
+    return write
