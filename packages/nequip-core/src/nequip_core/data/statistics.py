@@ -191,7 +191,7 @@ def _isolated(isolated: Sequence[Structure], type_map: TypeMap) -> dict[str, flo
     missing = [name for name in type_map.names if name not in found]
     if missing:
         raise InputError(
-            f"model.atomic_energies=isolated_atoms: no one-atom frame with an energy for {', '.join(missing)}. Put them "
-            "into the file data.isolated_atoms."
+            f"model.atomic_energies=isolated_atoms: no one-atom frame with an energy for {', '.join(missing)}. "
+            "Put them into the file data.isolated_atoms."
         )
     return {name: float(found[name] or 0.0) for name in type_map.names}
