@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from nequip_core.config.schema import RULES, Config
-from nequip_core.models.base import MISSING, ModelConfig
+from nequip_core.keys import MISSING
+from nequip_core.models.base import ModelConfig
 from nequip_core.plugins import hookspecs
 from nequip_core.plugins.manager import CORE_DISTRIBUTION, Registry, build_registry, discover
 
