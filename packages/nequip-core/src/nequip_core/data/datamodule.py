@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from lightning import LightningDataModule
@@ -50,6 +52,18 @@ class DataModule(LightningDataModule):
     def val_dataloader(self) -> DataLoader[Sample]:
         """All validation structures once."""
         return self._loader(self.val, EvalSteps(len(self.val), self.eval_size))
+
+    def state_dict(self) -> dict[str, int]:
+        """Where the order of batches is: the epoch, and its steps that are done."""
+        assert self.trainer is not None
+        loop = self.trainer.fit_loop
+        epochs: Any = loop.epoch_progress.current
+        steps: Any = loop.epoch_loop.batch_progress.current
+        return {"epoch": epochs.processed, "step": steps.processed if epochs.started > epochs.processed else 0}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """Go there. Lightning makes the first iterator before it says which epoch it is in."""
+        self.steps.seek(state_dict["epoch"], state_dict["step"])
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
         """Lightning's hook."""

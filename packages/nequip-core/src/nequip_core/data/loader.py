@@ -38,20 +38,32 @@ def _fill(order: Sequence[int], sizes: Ints, size: int) -> list[list[int]]:
 
 
 class TrainSteps(Sampler[list[int]]):
-    """Batch sampler of training: another order in every epoch. Lightning calls `set_epoch`."""
+    """Batch sampler of training: another order in every epoch."""
 
     def __init__(self, sizes: Ints, size: int, seed: int) -> None:
         if size < 1:
             raise InputError(f"data.batch.size must be at least 1, received {size}.")
         self.sizes, self.size, self.seed = sizes, size, seed
+        self._begin = 0
         self.set_epoch(0)
+
+    @property
+    def sampler(self) -> TrainSteps:
+        """Lightning calls `set_epoch` of a batch sampler's sampler, and of nothing else."""
+        return self
 
     def set_epoch(self, epoch: int) -> None:
         """Make the plan of an epoch."""
         self.steps = plan_epoch(self.sizes, self.size, seed=self.seed, epoch=epoch)
 
+    def seek(self, epoch: int, step: int) -> None:
+        """Go to a step of an epoch, for the next iteration only."""
+        self.set_epoch(epoch)
+        self._begin = step
+
     def __iter__(self) -> Iterator[list[int]]:
-        return iter(self.steps)
+        begin, self._begin = self._begin, 0
+        return iter(self.steps[begin:])
 
     def __len__(self) -> int:
         return len(self.steps)

@@ -19,7 +19,7 @@ from lightning.pytorch.callbacks import Callback, Checkpoint, ProgressBar
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from nequip_core.errors import InputError, NequIPError
+from nequip_core.errors import InputError, NequipError
 from nequip_core.files import atomic_write
 from nequip_core.training.metrics import NAMES
 from nequip_core.training.module import TrainingModule
@@ -31,13 +31,13 @@ STEPS = ("epoch", "step", "time_s", "lr", "loss")
 """Columns of steps.csv; ``time_s`` is the run's."""
 
 
-class Stopped(NequIPError):
+class StoppedError(NequipError):
     """A run that ended before its time, as it was asked to, with a checkpoint to go on from."""
 
     exit_code: ClassVar[int] = 0
 
 
-class Interrupted(Stopped):
+class CtrlCError(StoppedError):
     """The same after Ctrl-C."""
 
     exit_code: ClassVar[int] = 130
@@ -69,8 +69,8 @@ class Table:
                 reader = csv.DictReader(file)
                 if tuple(reader.fieldnames or ()) != self.columns:
                     raise InputError(
-                        f"{self.path} has the columns {reader.fieldnames}, expected {list(self.columns)}. Move it away, "
-                        "or start a new run with run.if_exists=new."
+                        f"{self.path} has the columns {reader.fieldnames}, expected {list(self.columns)}. Move it "
+                        "away, or start a new run with run.if_exists=new."
                     )
                 # A row that was cut off by a kill lacks its last columns, which DictReader gives as None.
                 rows = [row for row in reader if None not in row.values() and int(row[self.key]) <= finished]
@@ -348,21 +348,21 @@ class EarlyEnd(Callback):
 
     def _press(self, signum: int, frame: FrameType | None) -> None:
         if self._pressed:
-            raise Interrupted("Stopped at once by a second Ctrl-C. The last checkpoint is from before.")
+            raise CtrlCError("Stopped at once by a second Ctrl-C. The last checkpoint is from before.")
         self._pressed = True
         Console(stderr=True).print("Ctrl-C: stopping after this step. Press it again to stop at once.")
 
-    def _reason(self) -> type[Stopped] | None:
+    def _reason(self) -> type[StoppedError] | None:
         if self._pressed:
-            return Interrupted
+            return CtrlCError
         if self.max_time is not None and time.monotonic() - self._start > self.max_time:
-            return Stopped
+            return StoppedError
         return None
 
     def _stop(self, trainer: Trainer, when: str) -> None:
         kind = self._reason()
         assert kind is not None
-        why = "by Ctrl-C" if kind is Interrupted else f"by trainer.max_time ({self.max_time:g} s)"
+        why = "by Ctrl-C" if kind is CtrlCError else f"by trainer.max_time ({self.max_time:g} s)"
         raise kind(f"Stopped {why} {when}. The same command goes on from {self.checkpoints.last_path}.")
 
     def _restore(self) -> None:
@@ -460,7 +460,8 @@ def summary(trainer: Trainer, module: TrainingModule) -> str:
 
 def finished_epochs(trainer: Trainer) -> int:
     """Epochs whose steps and validation are over; right inside the hooks at an epoch's end too."""
-    return int(trainer.fit_loop.epoch_progress.current.processed)
+    progress: Any = trainer.fit_loop.epoch_progress
+    return int(progress.current.processed)
 
 
 def training_module(module: LightningModule) -> TrainingModule:

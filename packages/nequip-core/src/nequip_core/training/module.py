@@ -105,10 +105,6 @@ class TrainingModule(LightningModule):
         """Add the batch to the metrics."""
         self.validation.update(self.potential(batch.graph), batch)
 
-    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
-        """Move a batch. Lightning's own way looks into every field."""
-        return batch if batch.volume.device == device else batch.to(device)
-
     # ---- optimizer, scheduler, average
 
     def configure_optimizers(self) -> Optimizer:

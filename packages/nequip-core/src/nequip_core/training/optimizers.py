@@ -1,4 +1,4 @@
-"""Optimizers and learning-rate schedulers by name, and the ones that come with core.
+"""The optimizers and learning-rate schedulers that come with core.
 
 An optimizer's maker is called as ``make(parameters, lr=..., **args)``, a scheduler's as ``make(optimizer, **args)``;
 classes of torch have these signatures too, so a dotted class name serves as well as a registered one.
@@ -6,18 +6,12 @@ classes of torch have these signatures too, so a dotted class name serves as wel
 
 from __future__ import annotations
 
-import importlib
-import inspect
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ConstantLR, CosineAnnealingLR, LRScheduler, ReduceLROnPlateau, StepLR
-
-from nequip_core.errors import ConfigError
-from nequip_core.plugins.manager import Registry, nearest
 
 Parameters = Iterable[nn.Parameter]
 
@@ -88,62 +82,3 @@ def cosine(optimizer: Optimizer, *, T_max: int, eta_min: float = 0.0) -> LRSched
 def step(optimizer: Optimizer, *, step_size: int, gamma: float = 0.1) -> LRScheduler:
     """Multiply the rate by ``gamma`` every ``step_size`` intervals."""
     return StepLR(optimizer, step_size=step_size, gamma=gamma)
-
-
-def maker(kind: Literal["optimizer", "scheduler"], name: str, registry: Registry) -> Callable[..., Any]:
-    """What makes the optimizer or scheduler ``name``: a registered one, or the class of a dotted name.
-
-    Raises:
-        ConfigError: there is neither.
-    """
-    entry = registry.training.get((kind, name))
-    if entry is not None:
-        made: Callable[..., Any] = entry.make.load()
-        return made
-    known = [known for of_kind, known in registry.training if of_kind == kind]
-    if "." not in name:
-        raise ConfigError(
-            f"training.{kind}.name: there is no {kind} {name!r}.{nearest(name, known)} Expected one of "
-            f"{', '.join(known)}, or a dotted class name such as torch.optim.RAdam."
-        )
-    return import_class(f"training.{kind}.name", name)
-
-
-def import_class(key: str, dotted: str) -> Callable[..., Any]:
-    """The class of a dotted name. Only a training run imports what its config names; loading a file never does.
-
-    Raises:
-        ConfigError: it can not be imported, or is no class.
-    """
-    module, _, attribute = dotted.rpartition(".")
-    try:
-        found = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ConfigError(f"{key}: {dotted!r} can not be imported: {error}.") from error
-    if not inspect.isclass(found):
-        raise ConfigError(f"{key}: {dotted!r} is no class but {found!r}. Expected a dotted class name.")
-    return found
-
-
-def argument_mistake(make: Callable[..., Any], given: Sequence[str], args: Mapping[str, Any]) -> str | None:
-    """Why ``make`` does not take ``args``, or None when it does.
-
-    Args:
-        make: a function or class.
-        given: names of the arguments that we pass ourselves.
-        args: the user's.
-    """
-    signature = inspect.signature(make)
-    takes = [name for name, p in signature.parameters.items() if p.kind is not p.VAR_KEYWORD and name not in given]
-    if any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values()):
-        return None
-    for name in args:
-        if name not in takes:
-            return f"there is no argument {name!r}.{nearest(name, takes)} Expected: {', '.join(takes) or 'none'}"
-    missing = [name for name in takes if signature.parameters[name].default is inspect.Parameter.empty]
-    missing = [
-        name
-        for name in missing
-        if name not in args and signature.parameters[name].kind is not inspect.Parameter.VAR_POSITIONAL
-    ]
-    return f"the argument {missing[0]!r} is missing" if missing else None
