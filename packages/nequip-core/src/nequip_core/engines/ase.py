@@ -127,7 +127,7 @@ class NequIPCalculator(Calculator):
             )
         graph = self._graph(atoms.positions, self._types_of(atoms), atoms.cell.array, atoms.pbc)
         prediction = self.loaded.potential(graph, atomic_virial=periodic)
-        energy = float(prediction.energy)
+        energy = float(prediction.energy.item())
         self.results = {
             "energy": energy,
             "free_energy": energy,
