@@ -20,6 +20,7 @@ from nequip_core.nn.embedding import one_hot
 
 __all__ = ["Architecture", "ArchitectureConfig", "EnergyModel", "ModelConfig", "ModelInfo", "key", "per_type"]
 
+
 @dataclass
 class ModelConfig:
     """Keys common to all models. ``auto``, ``least_squares`` ... are resolved from the training set before a build."""

@@ -7,6 +7,7 @@ scalars of the last layer.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -139,18 +140,12 @@ class NequIP(nn.Module):
         self.register_buffer("norm", per_type(config.avg_num_neighbors, info.types).rsqrt(), persistent=False)
         self.norm: Tensor
 
-        irreps = Irreps([(SCALAR, embedding_dim)])
-        self.layers = nn.ModuleList()
-        for n in range(config.num_layers):
-            hidden = _reachable(irreps, features, config) if n < config.num_layers - 1 else [(SCALAR, features[0])]
-            following = Irreps(hidden)
-            self.layers.append(
-                Interaction(
-                    irreps, following, config, first=n == 0, num_types=num_types, embedding_dim=embedding_dim, ops=ops
-                )
-            )
-            irreps = following
-        self.readout = MLP([irreps.dim, *config.readout_mlp, 1], config.nonlinearity)
+        layouts = _layouts(config, features, embedding_dim)
+        self.layers = nn.ModuleList(
+            Interaction(before, after, config, first=n == 0, num_types=num_types, embedding_dim=embedding_dim, ops=ops)
+            for n, (before, after) in enumerate(itertools.pairwise(layouts))
+        )
+        self.readout = MLP([layouts[-1].dim, *config.readout_mlp, 1], config.nonlinearity)
 
     def forward(self, graph: Graph, edge_vectors: Float[Tensor, "edges 3"]) -> Float[Tensor, "atoms"]:
         """Energy of each atom, dimensionless, from edge vectors in Å; zero for an atom without edges."""
@@ -192,13 +187,26 @@ def _features(config: NequIPConfig) -> list[int]:
     return channels
 
 
-def _reachable(irreps: Irreps, features: list[int], config: NequIPConfig) -> list[tuple[Irrep, int]]:
-    """Hidden irreps that some tensor product of ``irreps`` with the harmonics gives, with their channels."""
+def _layouts(config: NequIPConfig, features: list[int], embedding_dim: int) -> list[Irreps]:
+    """The features before the first and after each layer: irreps that can be reached and that matter to the energy.
+
+    Forward, an irrep exists where a tensor product gives it. Backward, one that no later layer can turn into an even
+    scalar has no effect (with parity, half of the features before the last layer) and is left out.
+    """
     wanted = [Irrep(degree, p) for degree in range(config.l_max + 1) for p in ((1, -1) if config.parity else (1,))]
-    reached = {
-        out
-        for irrep, _ in irreps
-        for l_edge in range(config.l_max + 1)
-        for out in couplings(irrep, l_edge, (-1) ** l_edge if config.parity else 1, wanted)
-    }
-    return [(irrep, features[irrep.l]) for irrep in wanted if irrep in reached]
+
+    def reached(irrep: Irrep, outputs: Iterable[Irrep]) -> set[Irrep]:
+        parities = [(-1) ** degree if config.parity else 1 for degree in range(config.l_max + 1)]
+        return {
+            out for degree, parity in enumerate(parities) for out in couplings(irrep, degree, parity, list(outputs))
+        }
+
+    exist = [{SCALAR}]
+    for _ in range(config.num_layers - 1):
+        exist.append(set().union(*(reached(irrep, wanted) for irrep in exist[-1])))
+    matter = [{SCALAR}]
+    for before in reversed(exist[1:]):
+        # Through a tensor product, or through the self-connection.
+        matter.append({irrep for irrep in before if irrep in matter[-1] or reached(irrep, matter[-1])})
+    hidden = [Irreps((irrep, features[irrep.l]) for irrep in wanted if irrep in kept) for kept in reversed(matter)]
+    return [Irreps([(SCALAR, embedding_dim)]), *hidden]
