@@ -51,6 +51,13 @@ far = Atoms("OH", [[0.0, 0.0, 0.0], [9.0, 0.0, 0.0]], calculator=atoms.calc)
 assert abs(far.get_potential_energy() + 4.0) < 1e-6
 """
 
+CONFORMANCE = """
+from nequip_core.testing.conformance import ModelConformance
+
+class TestToy(ModelConformance):
+    model = "toy"
+"""
+
 
 @pytest.fixture(scope="module")
 def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
@@ -132,3 +139,10 @@ def test_is_trained_evaluated_and_run_in_ase(environment, folder):
     assert errors["forces"]["mae"] < 0.3
 
     subprocess.run([sys.executable, "-c", SIMULATE], env=environment, cwd=folder, check=True)
+
+
+def test_obeys_the_laws_of_models(environment, tmp_path):
+    (tmp_path / "test_conformance.py").write_text(CONFORMANCE)
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_conformance.py"]
+    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from nequip_core.neighbors import NeighborList, make_matscipy
@@ -28,10 +28,14 @@ def make_neighbor_list(cutoff: float, skin: float = 0.0) -> NeighborList:
     return make_matscipy(cutoff, skin)
 
 
-def log_cosh(error: Float[Tensor, "entries"], delta: float) -> Float[Tensor, "entries"]:
-    """delta^2 log cosh(error / delta): a parabola that becomes linear beyond delta."""
-    x = (error / delta).abs()
-    return delta**2 * (x + torch.nn.functional.softplus(-2 * x) - math.log(2))
+def log_cosh(delta: float) -> Callable[[Tensor], Tensor]:
+    """delta^2 log cosh(d / delta) of a difference d: a parabola that becomes linear beyond delta."""
+
+    def function(difference: Tensor) -> Tensor:
+        x = (difference / delta).abs()
+        return delta**2 * (x + torch.nn.functional.softplus(-2 * x) - math.log(2))
+
+    return function
 
 
 def check() -> tuple[bool, str]:
