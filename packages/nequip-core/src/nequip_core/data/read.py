@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import gzip
+import io
+import itertools
 import lzma
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 import ase.io
 import numpy as np
 from ase import Atoms
 from ase.calculators.calculator import PropertyNotImplementedError
+from ase.io.extxyz import read_extxyz
 from ase.io.formats import ioformats
 from ase.stress import voigt_6_to_full_3x3_stress
 from ase.utils import string2index
@@ -103,32 +106,45 @@ def read(
 
 def open_ase(path: Path, index: str, keys: Keys, units: Units, *, format: str = "auto") -> Iterator[Structure]:
     """Structures through ASE's readers, streamed."""
+    convert = _Converter(keys, units)
+    for atoms, source in ase_frames(path, index, format=format):
+        yield convert(atoms, source)
+
+
+def read_atoms(path: str | Path, index: int = 0) -> Atoms:
+    """One frame as ASE reads it, with its constraints and masses, for ASE's own engines; without units to convert.
+
+    Raises:
+        InputError: no such file or frame, a frame that can not be read or that no model can work with.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"No such file: {path}. Paths are relative to the current folder.")
+    for atoms, source in ase_frames(path, str(index)):
+        Structure.from_ase(atoms, source=source).validate()
+        return atoms
+    raise InputError(f"{path} holds no frame {index}. Expected a structure; the first frame is --index 0.")
+
+
+def ase_frames(path: Path, index: str, *, format: str = "auto") -> Iterator[tuple[Atoms, str]]:
+    """Frames through ASE's readers, streamed, each with where it came from: ``file:frame``."""
     inner = Path(path.stem) if path.suffix in OPENERS else path
     name = format if format != "auto" else _format_by_name(inner)
     if name is not None and name not in ioformats:
         raise InputError(f"data.format {format!r} is none of ASE's formats. See `ase info --formats`; auto guesses.")
-    convert = _Converter(keys, units)
     wanted = _parse_index(index, path)
-    with ExitStack() as stack:
-        source: Any = path
-        if path.suffix in OPENERS:
-            # A text stream of known format: ASE would otherwise seek, and every seek unpacks again from the start.
-            source = stack.enter_context(OPENERS[path.suffix](path, "rt"))
-            name = name or "extxyz"
-        frames = _iterate(source, wanted, name, path)
-        number = -1
-        while True:
-            try:
-                number, atoms = next(frames)
-            except StopIteration:
-                return
-            except Exception as error:  # ASE's readers raise any error on a file that is not what it seems
-                raise InputError(
-                    f"{path}: frame {number + 1} can not be read as {name or 'any format of ASE'}: "
-                    f"{error or type(error).__name__}. "
-                    "Check the file, or name its format (data.format)."
-                ) from error
-            yield convert(atoms, f"{path}:{number}")
+    if path.stat().st_size == 0:
+        return
+    frames = _extxyz(path, wanted) if name == "extxyz" else _any_format(path, wanted, name)
+    for number, atoms in frames:
+        yield atoms, f"{path}:{number}"
+
+
+def _unreadable(path: Path, number: int, format: str, error: Exception | str) -> InputError:
+    return InputError(
+        f"{path}: frame {number} can not be read as {format}: {str(error) or type(error).__name__}. "
+        "Check the file, or name its format (data.format)."
+    )
 
 
 def _format_by_name(path: Path) -> str | None:
@@ -148,21 +164,63 @@ def _parse_index(index: str, path: Path) -> slice:
     return wanted
 
 
-def _iterate(source: Any, wanted: slice, name: str | None, path: Path) -> Iterator[tuple[int, Atoms]]:
-    """Pairs (frame number, frame) that the slice selects, reading no more than needed."""
-    forward = all(bound is None or bound >= 0 for bound in (wanted.start, wanted.stop)) and (wanted.step or 1) > 0
-    if path.stat().st_size == 0:
-        return
-    frames = ase.io.iread(source, index=":", format=name)
-    if forward:
-        start, stop, step = wanted.start or 0, wanted.stop, wanted.step or 1
-        for number, atoms in enumerate(frames):
-            if stop is not None and number >= stop:
-                return
-            if number >= start and (number - start) % step == 0:
-                yield number, atoms
-    else:
-        yield from list(enumerate(frames))[wanted]
+def _any_format(path: Path, wanted: slice, name: str | None) -> Iterator[tuple[int, Atoms]]:
+    frames = _select(ase.io.iread(path, index=":", format=name, do_not_split_by_at_sign=True), wanted)
+    number = -1
+    while True:
+        try:
+            number, atoms = next(frames)
+        except StopIteration:
+            return
+        except Exception as error:  # ASE's readers raise any error on a file that is not what it seems
+            raise _unreadable(path, number + 1, name or "any format of ASE", error) from error
+        yield number, atoms
+
+
+def _extxyz(path: Path, wanted: slice) -> Iterator[tuple[int, Atoms]]:
+    """Frames by ASE's parser, one at a time: on a whole file it seeks, and each seek unpacks .xz from the start."""
+    for number, text in _select(_blocks(path), wanted):
+        try:
+            (atoms,) = read_extxyz(io.StringIO(text), 0)
+        except Exception as error:  # see above
+            raise _unreadable(path, number, "extxyz", error) from error
+        yield number, atoms
+
+
+def _blocks(path: Path) -> Iterator[str]:
+    """The text of each frame: number of atoms, comment, atoms, and cell vectors in lines that begin with VEC."""
+    number = 0
+    try:
+        with OPENERS.get(path.suffix, open)(path, "rt", encoding="utf-8") as file:
+            line = file.readline()
+            while line:
+                if not line.strip():
+                    line = file.readline()
+                    continue
+                if not line.strip().isdecimal():
+                    raise _unreadable(path, number, "extxyz", f"expected a number of atoms, received {line.strip()!r}")
+                atoms = int(line)
+                block = [line, *itertools.islice(file, atoms + 1)]
+                if len(block) < atoms + 2:
+                    raise _unreadable(path, number, "extxyz", f"the file ends within the frame's {atoms} atoms")
+                while (line := file.readline()).lstrip().startswith("VEC"):
+                    block.append(line)
+                yield "".join(block)
+                number += 1
+    except (OSError, EOFError, UnicodeDecodeError, lzma.LZMAError, zlib.error) as error:
+        raise _unreadable(path, number, "extxyz", error) from error
+
+
+T = TypeVar("T")
+
+
+def _select(frames: Iterable[T], wanted: slice) -> Iterator[tuple[int, T]]:
+    """(frame number, frame) of those that the slice selects, reading no more than needed."""
+    numbered = enumerate(frames)
+    start, stop, step = wanted.start, wanted.stop, wanted.step
+    if all(bound is None or bound >= 0 for bound in (start, stop)) and (step or 1) > 0:
+        return itertools.islice(numbered, start, stop, step)
+    return iter(list(numbered)[wanted])
 
 
 class _Converter:
