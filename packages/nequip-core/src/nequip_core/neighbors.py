@@ -34,6 +34,10 @@ NeighborList = Callable[[Floats, Floats, NDArray[np.bool_]], Pairs]
 """``(positions [N, 3] Å, cell [3, 3] Å, pbc [3]) -> Pairs`` within the cut-off that it was made with."""
 
 
+DEFAULT = "vesin"
+"""The list that ``auto`` means: the quicker of the two, and at ease with atoms far apart."""
+
+
 def make_matscipy(cutoff: float, skin: float = 0.0) -> NeighborList:
     """matscipy's cell list. Any periodicity, cells smaller than the cut-off, atoms outside the cell."""
     from matscipy.neighbours import neighbour_list

@@ -9,6 +9,7 @@ from typing import Any
 
 from nequip_core.cli.options import add_device, add_model, assignments, command_parser
 from nequip_core.errors import InputError
+from nequip_core.plugins.manager import load_registry
 
 BATCH_ATOMS = 1000
 
@@ -32,19 +33,18 @@ def run(argv: list[str]) -> int:
     """Evaluate, print a table, write what is asked for."""
     options = parser().parse_args(argv)
 
-    from nequip_core.cli.loading import load_model, neighbor_list, registry, say
+    from nequip_core.cli.loading import load, say
     from nequip_core.data.read import Keys, read
-    from nequip_core.engines.evaluate import Predictor, evaluate
+    from nequip_core.engines.evaluate import evaluate, predictor
     from nequip_core.files import atomic_write, sha256
 
+    registry = load_registry()
     keys = label_names(options.keys, Keys)
-    structures = read(options.data, index=options.index, keys=keys, registry=registry())
-    loaded = load_model(options)
-    predictor = Predictor(loaded, neighbor_list(loaded), batch_atoms=options.batch_atoms)
+    loaded = load(options, device=options.device)
     results = evaluate(
-        predictor,
-        structures,
-        data={"path": str(options.data), "sha256": sha256(options.data)},
+        predictor(loaded, registry, batch_atoms=options.batch_atoms),
+        read(options.data, index=options.index, keys=keys, readers=registry.readers),
+        data={"path": str(options.data), "sha256": sha256(options.data) if options.data.is_file() else None},
         write=options.write,
         plots=options.plots,
         warn=lambda message: say(f"warning: {message}"),

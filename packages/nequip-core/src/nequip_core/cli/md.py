@@ -50,7 +50,9 @@ def run(argv: list[str]) -> int:
     """Integrate, print a line per interval, end with drift and speed."""
     options = parser().parse_args(argv)
 
-    from nequip_core.cli.loading import calculator, read_atoms, say, stop_on_interrupt
+    from nequip_core.cli.loading import load, say, stop_on_interrupt
+    from nequip_core.data.read import read_atoms
+    from nequip_core.engines.ase import NequIPCalculator
     from nequip_core.engines.dynamics import DynamicsSettings, run_dynamics
 
     settings = DynamicsSettings(
@@ -65,7 +67,8 @@ def run(argv: list[str]) -> int:
         interval=options.interval,
     )
     atoms = read_atoms(options.structure, options.index)
-    atoms.calc = calculator(options)
+    atoms.calc = NequIPCalculator(load(options, device=options.device))
+    say(f"structure: {options.structure} frame {options.index}, {atoms.get_chemical_formula()}")
     print(f"{'step':>9s} {'time (fs)':>11s} {'T (K)':>9s} {'potential (eV)':>16s} {'total (eV)':>16s} {'p (GPa)':>9s}")
     with stop_on_interrupt() as stop:
         result = run_dynamics(

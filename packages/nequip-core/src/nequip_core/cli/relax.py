@@ -35,11 +35,14 @@ def run(argv: list[str]) -> int:
     """Relax, print a line per step."""
     options = parser().parse_args(argv)
 
-    from nequip_core.cli.loading import calculator, read_atoms, say, stop_on_interrupt
+    from nequip_core.cli.loading import load, say, stop_on_interrupt
+    from nequip_core.data.read import read_atoms
+    from nequip_core.engines.ase import NequIPCalculator
     from nequip_core.engines.dynamics import relax
 
     atoms = read_atoms(options.structure, options.index)
-    atoms.calc = calculator(options)
+    atoms.calc = NequIPCalculator(load(options, device=options.device))
+    say(f"structure: {options.structure} frame {options.index}, {atoms.get_chemical_formula()}")
     print(f"{'step':>6s} {'energy (eV)':>16s} {'fmax (eV/Å)':>12s}")
     with stop_on_interrupt() as stop:
         result = relax(

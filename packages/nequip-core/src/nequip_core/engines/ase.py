@@ -23,13 +23,10 @@ from torch import Tensor
 from nequip_core.errors import InputError
 from nequip_core.export.artifact import LoadedModel, load_model
 from nequip_core.graph import Graph, build_graph, edge_vectors, filter_edges, to
-from nequip_core.neighbors import SkinNeighborList
+from nequip_core.neighbors import DEFAULT, SkinNeighborList
 from nequip_core.plugins.manager import find, load_registry
 from nequip_core.plugins.records import NeighborListEntry
 from nequip_core.structure import Floats, Ints, TypeMap
-
-NEIGHBOR_LIST = "vesin"
-"""The list taken unless another is named: quick, and at ease with atoms far apart."""
 
 PERIODIC_ONLY = {"stress", "stresses"}
 UNKNOWN, AMBIGUOUS = -1, -2
@@ -48,7 +45,7 @@ class NequIPCalculator(Calculator):
 
     Args:
         loaded: from `nequip_core.export.artifact.load_model`.
-        neighbor_list: the registry's record of a neighbour list.
+        neighbor_list: the registry's record of a neighbour list; of `nequip_core.neighbors.DEFAULT` unless given.
         types: element -> type name, for elements of which the model has several types.
         skin: Å; beyond the cut-off. No effect on results.
     """
@@ -58,14 +55,14 @@ class NequIPCalculator(Calculator):
     def __init__(
         self,
         loaded: LoadedModel,
-        neighbor_list: NeighborListEntry,
+        neighbor_list: NeighborListEntry | None = None,
         *,
         types: Mapping[str, str] | None = None,
         skin: float = 1.0,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.loaded = loaded
-        self.neighbor_list = neighbor_list
+        self.neighbor_list = neighbor_list or find(load_registry().neighbor_lists, DEFAULT, "neighbour list")
         self.types = dict(types or {})
         self.skin = skin
         self._type_of_number = type_table(loaded.type_map, self.types)
@@ -98,12 +95,8 @@ class NequIPCalculator(Calculator):
             ArtifactError: the file can not be read.
             InputError: the device is not there; ``types`` names an unknown element or type.
         """
-        registry = load_registry()
-        loaded = load_model(
-            model, checkpoint=checkpoint, weights=weights, device=device, kernels=kernels, registry=registry
-        )
-        entry = find(registry.neighbor_lists, NEIGHBOR_LIST, "neighbour list")
-        return cls(loaded, entry, types=types, skin=skin)
+        loaded = load_model(model, checkpoint=checkpoint, weights=weights, device=device, kernels=kernels)
+        return cls(loaded, types=types, skin=skin)
 
     def calculate(
         self,

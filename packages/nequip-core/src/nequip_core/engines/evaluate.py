@@ -10,11 +10,11 @@ import io
 import time
 import warnings
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Literal
 
 import numpy as np
 import torch
@@ -27,10 +27,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nequip_core.errors import InputError
-from nequip_core.export.artifact import LoadedModel
+from nequip_core.export.artifact import LoadedModel, load_model
 from nequip_core.files import atomic_write
 from nequip_core.graph import collate, from_structure, to
-from nequip_core.neighbors import NeighborList
+from nequip_core.neighbors import DEFAULT, NeighborList
+from nequip_core.plugins.manager import Registry, find, load_registry
 from nequip_core.potential import Prediction
 from nequip_core.structure import Structure
 
@@ -50,6 +51,42 @@ NO_CONFIG_TYPE = "none"
 """The row of structures without a config_type, where others have one."""
 
 Floats = NDArray[np.float64]
+
+
+def load(
+    model: str | Path,
+    device: str | torch.device = "auto",
+    *,
+    checkpoint: str = "best",
+    weights: Literal["ema", "raw"] = "ema",
+    kernels: str | Mapping[str, str] = "auto",
+    batch_atoms: int = BATCH_ATOMS,
+) -> Predictor:
+    """A model ready to predict, from a run's folder, a checkpoint or a package.
+
+    Args:
+        model: DIR means DIR/checkpoints/best.ckpt.
+        device: "auto" (CUDA where there is one), "cpu", "cuda", "cuda:1".
+        checkpoint: of a run's folder: "best" or "last".
+        weights: "ema": the averaged ones where there are any; "raw": the trained ones.
+        kernels: "auto", "reference", a kernel's name, or {operator: name}.
+        batch_atoms: atoms per batch.
+
+    Raises:
+        ArtifactError: the file can not be read.
+        InputError: the device is not there.
+    """
+    registry = load_registry()
+    loaded = load_model(
+        model, checkpoint=checkpoint, weights=weights, device=device, kernels=kernels, registry=registry
+    )
+    return predictor(loaded, registry, batch_atoms=batch_atoms)
+
+
+def predictor(loaded: LoadedModel, registry: Registry, *, batch_atoms: int = BATCH_ATOMS) -> Predictor:
+    """A predictor with the default neighbour list."""
+    entry = find(registry.neighbor_lists, DEFAULT, "neighbour list")
+    return Predictor(loaded, entry.make.load()(loaded.info.cutoff, 0.0), batch_atoms=batch_atoms)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
