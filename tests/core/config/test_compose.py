@@ -375,7 +375,11 @@ def test_checks_run_beside_other_errors_and_get_places(tmp_path: Path, registry:
     path = written(tmp_path, MINIMAL + "seed: 4\nkernels: 3\n")
 
     def check(config: Config, _: Registry) -> list[tuple[str, str]]:
-        return [("seed", f"{config.seed} is unlucky."), ("kernels", "not said twice"), ("run.dir", "lies nowhere.")]
+        return [
+            ("seed", f"seed: {config.seed} is unlucky."),
+            ("kernels", "not said twice"),
+            ("run.dir", "run.dir: lies nowhere."),
+        ]
 
     with pytest.raises(ConfigError) as caught:
         compose(path, [], registry, [check])

@@ -41,7 +41,6 @@ def test_moved_keys_are_not_ours() -> None:
         ("training.ema_decay", [None, 0.99], [0.0, 1.0]),
         ("trainer.max_time", [None, "00:08:00:00"], ["3h", "8:00"]),
         ("trainer.limit_train_batches", [1, 1.0, 0.1], [0, 0.0, 2.0, True]),
-        ("trainer.devices", [1, 2, "auto"], [0, "2", 1.0]),
         ("run.dir", ["runs/a"], ["runs/${now:%Y}", "${hydra.job.name}"]),
     ],
 )

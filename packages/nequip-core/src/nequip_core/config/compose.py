@@ -26,13 +26,14 @@ from omegaconf.errors import OmegaConfBaseException
 
 from nequip_core.config.schema import MOVED, RULES, Callback, Config, Rule
 from nequip_core.errors import ConfigError
+from nequip_core.keys import MISSING
 from nequip_core.plugins.manager import Registry
 
 GROUPS = "nequip_core.config.groups"
 COMMAND_LINE = "command line"
 
 Check = Callable[[Config, Registry], Iterable[tuple[str, str]]]
-"""Compares values with each other and with the machine: pairs of a dotted key and what is wrong with it."""
+"""Compares values with each other and with the machine: pairs of a dotted key and a sentence that names it."""
 
 
 class Problem(NamedTuple):
@@ -529,7 +530,7 @@ class Layer:
         for check in checks:
             for key, text in check(config, self.registry):
                 if key not in self.refused:
-                    self.refuse(key, self.places.get(key, ""), f"{key}: {text}")
+                    self.refuse(key, self.places.get(key, ""), text)
         if self.problems:
             raise ConfigError(_report(self.problems, path))
         return config
@@ -540,7 +541,7 @@ class Layer:
         value = OmegaConf.to_container(self.tree.run, resolve=False)["dir"]  # type: ignore[call-overload,index]
         if not rule.accepts(str(value)):
             self.refuse(key, self.places.get(key, ""), f"{key}: expected {rule.expected}; received {value!r}.")
-            self.tree.run.dir = "refused"
+            self._stand_in(key)
 
     def _check(self, key: str, rule: Rule | None) -> None:
         """Whether a key has a value, whether its interpolation resolves, and whether its rule accepts it."""
@@ -565,11 +566,15 @@ class Layer:
         if rule is not None and not rule.accepts(value):
             near = _nearest(str(value), rule.words)
             self.refuse(key, place, f"{key}: expected {rule.expected}, received {value!r}. {near}".rstrip())
+            self._stand_in(key)
 
     def _stand_in(self, key: str) -> None:
-        """A value for a key that has none, so that the checks of the other keys can run."""
-        value = {float: 1.0, int: 1, bool: False}.get(self.types[key], "unknown")
-        OmegaConf.update(self.tree, key, value)
+        """A value in place of one that is missing or refused, so that the checks of the other keys can run."""
+        item = self.fields[key]
+        value = item.default_factory() if callable(item.default_factory) else item.default
+        if value == MISSING:
+            value = {float: 1e6, int: 1, bool: False}.get(self.types[key], "unknown")
+        OmegaConf.update(self.tree, key, value, merge=False)
 
 
 def _registry_rules(registry: Registry) -> dict[str, Rule]:

@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any
 
-from nequip_core.models.base import MISSING, key
+from nequip_core.data.read import Keys, Units
+from nequip_core.keys import MISSING, key
 
 
 def block(cls: type, text: str, **defaults: Any) -> Any:
@@ -39,33 +40,6 @@ class Split:
     group: str | None = key(None, "by: group: the info key whose values stay together")
     file: str | None = key(None, 'by: file: JSON {"train": [frame numbers], "val": [...]}')
     seed: int = key(0, "of the random split; independent of the top seed, so that several seeds share one split")
-
-
-@dataclass
-class Keys:
-    """Names of the labels in the file."""
-
-    energy: str = key("energy", "total energy of the frame (VASP: free_energy, whose derivative the forces are)")
-    forces: str = key("forces", "forces on the atoms")
-    stress: str = key("stress", "3x3, or Voigt xx yy zz yz xz xy")
-    virial: str | None = key(None, "used instead of stress when named; -dE/dstrain")
-    type: str | None = key(None, "per-atom type names, for types finer than elements")
-    weight: str | None = key(None, "per-frame factor in the loss")
-    config_type: str = key("config_type", "rows of the error tables")
-
-
-@dataclass
-class Units:
-    """Units of the numbers in the file; everything inside is eV and Å."""
-
-    length: str = key("Angstrom", "Angstrom | Bohr | nm")
-    energy: str = key("eV", "eV | meV | Hartree | Rydberg | kcal/mol | kJ/mol")
-    forces: str = key("auto", "auto: energy/length; or e.g. Hartree/Bohr")
-    stress: str = key("eV/Angstrom^3", "eV/Angstrom^3 | GPa | kbar | Hartree/Bohr^3")
-    stress_sign: str = key(
-        "tension_positive",
-        "tension_positive (ASE: dE/dstrain / V) | compression_positive (as VASP prints)",
-    )
 
 
 @dataclass
@@ -172,7 +146,6 @@ class Trainer:
     """Lightning's own names."""
 
     accelerator: str = key("auto", "auto | cpu | cuda")
-    devices: Any = key(1, "number, or auto: all there are")
     strategy: str = key("auto", "auto, or a name from `nequip plugins`: single ...")
     max_epochs: int = key(100, "the run ends after this many; -1: no limit", "epochs")
     max_steps: int = key(-1, "the run ends after this many optimizer steps; -1: no limit", "steps")
@@ -190,7 +163,7 @@ class Config:
 
     seed: int = key(0, "of the initial weights and the order of batches; not of the split")
     kernels: Any = key("auto", "auto | reference | NAME | {operator: NAME, ...}")
-    loggers: list[str] = key(["csv", "tensorboard"], "csv | tensorboard")
+    loggers: list[str] = key(["csv", "tensorboard"], "csv: steps.csv; tensorboard; metrics.csv is always written")
     run: Run = block(Run, "the run and its folder")
     data: Data = block(Data, "the frames, their labels, split and batches")
     model: Any = key(MISSING, "the chosen model's own keys")
@@ -230,6 +203,10 @@ def _is_count(value: Any, least: int = 1) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
+def _is_counts(value: Any, least: int = 0) -> bool:
+    return isinstance(value, list) and all(_is_count(item, least) for item in value)
+
+
 def _is_share(value: Any) -> bool:
     return value == "rest" or _is_count(value, 0) or (isinstance(value, float) and 0 <= value < 1)
 
@@ -256,6 +233,7 @@ def _per_pair(value: Any) -> bool:
 
 COUNT = Rule("a whole number of at least 1", _is_count)
 COUNT_OR_NULL = Rule("a whole number of at least 1, or null", lambda v: v is None or _is_count(v))
+WIDTHS = Rule("a list of whole numbers of at least 1", lambda v: _is_counts(v, 1))
 LIMIT = Rule("a whole number of at least 1, or -1: no limit", lambda v: v == -1 or _is_count(v))
 POSITIVE = Rule("a number above 0", lambda v: v > 0)
 NOT_NEGATIVE = Rule("a number of at least 0", lambda v: v >= 0)
@@ -306,6 +284,17 @@ RULES: Mapping[str, Rule] = {
     "model.dtype": one_of("float32", "float64"),
     "model.atomic_energies": _word_or_numbers("least_squares", "isolated_atoms", "mean", "zero", one=False),
     "model.energy_scale": _word_or_numbers("forces_rms", "per_atom_energy_std"),
+    "model.l_max": Rule("a whole number of at least 0", lambda v: _is_count(v, 0)),
+    "model.num_layers": COUNT,
+    "model.num_features": Rule(
+        "a whole number of at least 1, or a list with one for each l", lambda v: _is_count(v) or _is_counts(v)
+    ),
+    "model.type_embedding_dim": Rule("a whole number of at least 1, or auto", lambda v: v == "auto" or _is_count(v)),
+    "model.radial_mlp": WIDTHS,
+    "model.readout_mlp": WIDTHS,
+    "model.num_bessels": COUNT,
+    "model.polynomial_cutoff_p": Rule("a whole number of at least 2", lambda v: _is_count(v, 2)),
+    "model.nonlinearity": one_of("silu", "mish", "gelu", "none"),
     "model.avg_num_neighbors": _word_or_numbers("auto", "auto_per_type"),
     **{f"training.loss.{term}.weight": NOT_NEGATIVE for term in ("energy", "forces", "stress")},
     **{f"training.loss.{term}.delta": POSITIVE for term in ("energy", "forces", "stress")},
@@ -317,7 +306,6 @@ RULES: Mapping[str, Rule] = {
     "training.checkpoint_every": COUNT,
     "training.keep_every": COUNT_OR_NULL,
     "trainer.accelerator": one_of("auto", "cpu", "cuda"),
-    "trainer.devices": Rule("a whole number of at least 1, or auto", lambda v: v == "auto" or _is_count(v)),
     "trainer.max_epochs": LIMIT,
     "trainer.max_steps": LIMIT,
     "trainer.max_time": Rule(

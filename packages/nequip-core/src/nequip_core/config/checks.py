@@ -1,0 +1,198 @@
+"""What can be known to be wrong with a config before any data is read, beyond keys, types and words.
+
+Each check yields pairs of the key at fault and a sentence; `nequip_core.config.compose.compose` reports them with the
+file's other errors.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Literal
+
+import torch
+from lightning.pytorch import Callback
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from nequip_core.config import schema
+from nequip_core.config.parts import argument_mistake, import_class, maker
+from nequip_core.config.run import files_of, read_manifest, run_path
+from nequip_core.config.schema import Config
+from nequip_core.errors import ConfigError, InputError
+from nequip_core.models.base import ModelConfig
+from nequip_core.models.build import build_model
+from nequip_core.ops.select import Ops
+from nequip_core.plugins.manager import Registry
+from nequip_core.training.module import MONITORS
+
+Found = Iterable[tuple[str, str]]
+
+NUMBERS_BY_TYPE = ("atomic_energies", "energy_scale", "avg_num_neighbors")
+"""Model keys that may be {type: number}."""
+
+
+def check_parts(config: Config, registry: Registry) -> Found:
+    """Optimizer, scheduler and callbacks: the class exists and takes the arguments."""
+    training = config.training
+    yield from _check_part("optimizer", training.optimizer, ("parameters", "params", "lr"), Optimizer, registry)
+    yield from _check_part("scheduler", training.scheduler, ("optimizer",), LRScheduler, registry)
+    key = "training.callbacks"
+    for number, callback in enumerate(training.callbacks):
+        try:
+            target = import_class(f"{key}[{number}].name", callback.name)
+        except ConfigError as error:
+            yield key, str(error)
+            continue
+        if not issubclass(target, Callback):
+            yield key, f"{key}[{number}].name: {callback.name} is no subclass of lightning.pytorch.Callback."
+        elif mistake := argument_mistake(target, (), callback.args):
+            yield key, f"{key}[{number}].args do not fit {callback.name}: {mistake}."
+
+
+def _check_part(
+    kind: Literal["optimizer", "scheduler"],
+    part: schema.Optimizer | schema.Scheduler,
+    given: Sequence[str],
+    base: type,
+    registry: Registry,
+) -> Found:
+    key = f"training.{kind}"
+    try:
+        make = maker(kind, part.name, registry)
+    except ConfigError as error:
+        yield f"{key}.name", str(error)
+        return
+    if isinstance(make, type) and not issubclass(make, base):
+        yield f"{key}.name", f"{key}.name: {part.name} is no subclass of {base.__module__}.{base.__qualname__}."
+        return
+    for name in {"lr", *given} & part.args.keys():
+        yield f"{key}.args", f"{key}.args.{name} is given by us. The learning rate is training.optimizer.lr."
+        return
+    if mistake := argument_mistake(make, given, part.args):
+        yield f"{key}.args", f"{key}.args do not fit {part.name}: {mistake}."
+
+
+def check_files(config: Config, registry: Registry) -> Found:
+    """Files that the config names are there and not empty."""
+    for key, paths in files_of(config).items():
+        for path in paths:
+            if not path.exists():
+                yield key, f"{key}: there is no file {path} (seen from {Path.cwd()})."
+            elif not path.is_file():
+                yield key, f"{key}: {path} is no file."
+            elif path.stat().st_size == 0:
+                yield key, f"{key}: {path} is an empty file. Expected structures with labels."
+
+
+def check_data(config: Config, registry: Registry) -> Found:
+    """Keys of the data block that need each other."""
+    data, split = config.data, config.data.split
+    for word in ("group", "file"):
+        if split.by == word and getattr(split, word) is None:
+            yield f"data.split.{word}", f"data.split.by is {word}, so data.split.{word} must be given."
+        if split.by != word and getattr(split, word) is not None:
+            yield f"data.split.{word}", f"data.split.{word} is used by data.split.by: {word} only, which is {split.by}."
+    rest = [name for name in ("train", "val", "test") if getattr(split, name) == "rest"]
+    if len(rest) > 1:
+        yield f"data.split.{rest[1]}", f"data.split: only one of {', '.join(rest)} can be the rest."
+    fractions = sum(share for share in (split.train, split.val, split.test) if isinstance(share, float))
+    if fractions > 1 + 1e-9:
+        yield "data.split.train", f"data.split: the fractions sum to {fractions:g}. Expected at most 1."
+    if split.train == 0:
+        yield "data.split.train", "data.split.train is 0. Expected at least one frame to train on."
+    if split.val == 0 and data.val_path is None and split.by != "file":
+        yield "data.split.val", "data.split.val is 0 and data.val_path is null. Expected frames to validate on."
+    if config.model.atomic_energies == "isolated_atoms" and data.isolated_atoms is None:
+        yield "data.isolated_atoms", "model.atomic_energies is isolated_atoms, so data.isolated_atoms must name a file."
+
+
+def check_training(config: Config, registry: Registry) -> Found:
+    """Something is trained, and it ends."""
+    training, trainer = config.training, config.trainer
+    if not any(term.weight > 0 for term in (training.loss.energy, training.loss.forces, training.loss.stress)):
+        yield "training.loss", "training.loss: every weight is 0. Expected at least one term to train on."
+    if training.monitor not in MONITORS:
+        expected = ", ".join(MONITORS)
+        yield "training.monitor", f"training.monitor: expected one of {expected}, received {training.monitor!r}."
+    if training.scheduler.name == "plateau" and training.scheduler.interval == "step":
+        key = "training.scheduler.interval"
+        yield key, f"{key} is step, but plateau follows validations. Expected epoch."
+    if trainer.max_epochs == -1 and trainer.max_steps == -1 and trainer.max_time is None:
+        yield "trainer.max_epochs", "trainer: max_epochs and max_steps are -1 and max_time is null: the run has no end."
+
+
+def check_devices(config: Config, registry: Registry) -> Found:
+    """The device is there."""
+    if config.trainer.accelerator == "cuda" and not torch.cuda.is_available():
+        yield (
+            "trainer.accelerator",
+            f"trainer.accelerator is cuda, but torch {torch.__version__} sees no CUDA device here. Use cpu or auto, or "
+            "see `nequip doctor`.",
+        )
+
+
+def check_folder(config: Config, registry: Registry) -> Found:
+    """The run's folder can be written to, and run.if_exists allows it."""
+    path = run_path(config)
+    nearest = next(parent for parent in (path.absolute(), *path.absolute().parents) if parent.exists())
+    if not nearest.is_dir():
+        yield "run.dir", f"run.dir: {path} can not be a folder: {nearest} is a file."
+    elif not os.access(nearest, os.W_OK | os.X_OK):
+        yield "run.dir", f"run.dir: {path} can not be written to: no permission in {nearest}."
+    else:
+        try:
+            found = read_manifest(path)
+        except InputError as error:
+            if config.run.if_exists != "new":
+                yield "run.dir", f"run.dir: {error}"
+            return
+        if found and config.run.if_exists == "error":
+            yield (
+                "run.dir",
+                f"run.dir: {path} holds a run already (state: {found['state']}) and run.if_exists is error. Choose "
+                "another run.dir, or run.if_exists=resume to go on, or =new to set it aside.",
+            )
+
+
+def check_model(config: Config, registry: Registry) -> Found:
+    """The model can be built: with stand-ins for what the training set decides, and thrown away."""
+    model: ModelConfig = config.model
+    cutoffs = [
+        (centre, neighbor, cutoff) for centre, row in model.pair_cutoffs.items() for neighbor, cutoff in row.items()
+    ]
+    for centre, neighbor, cutoff in cutoffs:
+        if cutoff > model.cutoff:
+            key = "model.pair_cutoffs"
+            yield key, f"{key}.{centre}.{neighbor} is {cutoff} Å. Expected at most model.cutoff, {model.cutoff} Å."
+            return
+    named = [name for key in NUMBERS_BY_TYPE if isinstance(getattr(model, key), dict) for name in getattr(model, key)]
+    named += [name for row in cutoffs for name in row[:2]] + list(model.elements)
+    types = model.types if isinstance(model.types, list) else sorted(set(named)) or ["H"]
+    stand_in = dataclasses.replace(
+        model, types=types, atomic_energies=dict.fromkeys(types, 0.0), energy_scale=1.0, avg_num_neighbors=1.0
+    )
+    ops = Ops(registry.kernels, request=config.kernels, dtype=_dtype(model.dtype), device=device_type(config))
+    try:
+        with torch.random.fork_rng(devices=[]):
+            build_model(registry.models[model.name], stand_in, ops)
+    except ConfigError as error:
+        match = re.match(r"(model\.\w+|kernels)\b", str(error))
+        yield (match[1] if match else "model"), str(error)
+
+
+def _dtype(name: str) -> torch.dtype:
+    return {"float32": torch.float32, "float64": torch.float64}[name]
+
+
+def device_type(config: Config) -> str:
+    """Where the model will run: cpu or cuda. That a device which was asked for is there is checked elsewhere."""
+    wanted = config.trainer.accelerator in ("auto", "cuda")
+    return "cuda" if wanted and torch.cuda.is_available() else "cpu"
+
+
+CHECKS = (check_parts, check_data, check_training, check_model, check_files, check_devices, check_folder)
+"""All of them, in the order in which their findings are reported."""

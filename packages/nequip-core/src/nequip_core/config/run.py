@@ -1,0 +1,256 @@
+"""The folder of a run: who may write into it, what it says of itself, and whether the same run may go on in it.
+
+Its files (all written under a temporary name first)::
+
+    config.yaml   all keys, resolved: `nequip train DIR/config.yaml run.dir=OTHER` repeats the run
+    run.json      state, command line, seed, versions, host, devices, times, best epoch, hashes of the data, kernels
+    .lock         held by the process that writes
+"""
+
+from __future__ import annotations
+
+import fcntl
+import importlib.metadata
+import json
+import os
+import platform
+import re
+import shlex
+import socket
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from nequip_core.config.compose import compose, keys_of, to_yaml
+from nequip_core.config.schema import Config
+from nequip_core.errors import ConfigError, InputError
+from nequip_core.files import atomic_write, sha256
+from nequip_core.plugins.manager import Registry
+
+SCHEMA = 1
+"""Number of run.json's format."""
+
+FIXED = ("seed", "model.", "data.", "training.loss.", "training.optimizer.name", "training.scheduler.name")
+"""A run goes on only where these keys (or all keys below) are as they were."""
+
+CHANGEABLE = ("data.workers", "data.batch.max_edges")
+"""Keys below `FIXED` that do not touch the results."""
+
+FILES = ("data.path", "data.val_path", "data.test_paths", "data.isolated_atoms", "data.split.file")
+"""Keys that name files; their contents are compared, not their names."""
+
+
+def run_path(config: Config) -> Path:
+    """The folder that a config names."""
+    return Path(config.run.dir).expanduser()
+
+
+def files_of(config: Config) -> dict[str, list[Path]]:
+    """The files that each key of `FILES` names."""
+    keys = dict(keys_of(config))
+    names = {key: keys[key] if isinstance(keys[key], list) else [keys[key]] for key in FILES}
+    return {key: [Path(name).expanduser() for name in row if name is not None] for key, row in names.items()}
+
+
+def hashes(config: Config) -> dict[str, dict[str, str]]:
+    """SHA-256 of each file that the config names, by key and file name."""
+    return {key: {str(path): sha256(path) for path in paths} for key, paths in files_of(config).items() if paths}
+
+
+def now() -> str:
+    """The time, with its zone."""
+    return datetime.now(UTC).astimezone().isoformat(timespec="seconds")
+
+
+@dataclass
+class Run:
+    """A folder that this process holds the lock of, and what its run.json says."""
+
+    path: Path
+    manifest: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of last.ckpt and best.ckpt."""
+        return self.path / "checkpoints"
+
+    def update(self, **values: Any) -> None:
+        """Change run.json."""
+        self.manifest.update(values)
+        write_json(self.path / "run.json", self.manifest)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON, whole or not at all; the folder is made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_write(path) as file:
+        json.dump(value, file, indent=2)
+        file.write("\n")
+
+
+def read_manifest(path: Path) -> dict[str, Any] | None:
+    """The run.json of a folder; None where there is none.
+
+    Raises:
+        InputError: it is no run.json of ours, or of a newer format.
+    """
+    file = path / "run.json"
+    try:
+        value = json.loads(file.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except ValueError as error:
+        raise InputError(f"{file} is no JSON: {error}. Choose another run.dir, or run.if_exists=new.") from error
+    if not isinstance(value, dict) or value.get("schema") != SCHEMA:
+        raise InputError(
+            f"{file}: expected a run of format {SCHEMA}. Choose another run.dir, or run.if_exists=new to set it aside."
+        )
+    return value
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold the lock of a folder, which exists.
+
+    Raises:
+        InputError: another process holds it.
+    """
+    descriptor = os.open(path / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            holder = os.pread(descriptor, 200, 0).decode(errors="replace").strip() or "unknown"
+            raise InputError(
+                f"{path}: another run writes into this folder ({holder}). Wait for it, stop it, or choose another "
+                "run.dir."
+            ) from error
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()} since {now()}\n".encode(), 0)
+        yield
+    finally:
+        os.close(descriptor)  # and with it the lock
+
+
+def differences(
+    old: Config, new: Config, old_hashes: Mapping[str, Mapping[str, str]], new_hashes: Mapping[str, Mapping[str, str]]
+) -> list[tuple[str, str, str]]:
+    """What keeps a run from going on: key, value it was started with, value now."""
+    before, after = dict(keys_of(old)), dict(keys_of(new))
+    rows = []
+    for key in sorted({*before, *after}, key=[*before, *after].index):
+        if not _is_fixed(key):
+            continue
+        if key in FILES:
+            sides = old_hashes.get(key, {}), new_hashes.get(key, {})
+            if list(sides[0].values()) != list(sides[1].values()):
+                rows.append((key, _files_text(sides[0]), _files_text(sides[1])))
+        elif before.get(key) != after.get(key):
+            rows.append((key, repr(before.get(key)), repr(after.get(key))))
+    if (old.training.ema_decay is None) != (new.training.ema_decay is None):
+        rows.append(("training.ema_decay", repr(old.training.ema_decay), repr(new.training.ema_decay)))
+    return rows
+
+
+def changes(old: Config, new: Config) -> dict[str, list[Any]]:
+    """Keys that differ and may: [before, after]."""
+    before, after = dict(keys_of(old)), dict(keys_of(new))
+    keys = [key for key in after if before.get(key) != after[key] and key not in FILES]
+    return {key: [_plain(before.get(key)), _plain(after[key])] for key in keys}
+
+
+def _plain(value: Any) -> Any:
+    return json.loads(json.dumps(value, default=vars))
+
+
+def _is_fixed(key: str) -> bool:
+    return key not in CHANGEABLE and any(key == name or (name[-1] == "." and key.startswith(name)) for name in FIXED)
+
+
+def _files_text(files: Mapping[str, str]) -> str:
+    return ", ".join(f"{name} ({value[:8]})" for name, value in files.items()) or "none"
+
+
+def refuse_differences(path: Path, rows: Sequence[tuple[str, str, str]]) -> None:
+    """Stop with a table of both sides where there are differences.
+
+    Raises:
+        ConfigError: the run can not go on.
+    """
+    if not rows:
+        return
+    table = [("key", "the run has", "now"), *rows]
+    widths = [max(len(row[column]) for row in table) for column in range(2)]
+    lines = [f"  {row[0]:{widths[0]}}  {row[1]:{widths[1]}}  {row[2]}" for row in table]
+    raise ConfigError(
+        f"{path} holds a run that was started otherwise, so it can not go on.\n"
+        + "\n".join(lines)
+        + "\nGive the first values again, choose another run.dir, or set the old run aside with run.if_exists=new."
+    )
+
+
+def stored_config(path: Path, registry: Registry) -> Config:
+    """The config that a folder's run was started with."""
+    return compose(path / "config.yaml", [], registry)
+
+
+def is_over(manifest: Mapping[str, Any], old: Config, new: Config) -> bool:
+    """Whether a run is finished and the new config asks for nothing more."""
+    limits = [(config.trainer.max_epochs, config.trainer.max_steps) for config in (old, new)]
+    return manifest["state"] == "finished" and limits[0] == limits[1]
+
+
+def set_aside(path: Path) -> Path:
+    """Rename DIR to the first free DIR.1, DIR.2 ..."""
+    used = {int(m[1]) for p in path.parent.glob(f"{path.name}.*") if (m := re.fullmatch(r".*\.(\d+)", p.name))}
+    number = next(n for n in range(1, len(used) + 2) if n not in used)
+    target = path.with_name(f"{path.name}.{number}")
+    path.rename(target)
+    return target
+
+
+def first_manifest(config: Config, argv: Sequence[str], registry: Registry) -> dict[str, Any]:
+    """What run.json says when a run starts."""
+    return {
+        "schema": SCHEMA,
+        "state": "running",
+        "name": config.run.name,
+        "command_line": shlex.join(["nequip", "train", *argv]),
+        "folder": str(Path.cwd()),
+        "seed": config.seed,
+        "start": now(),
+        "end": None,
+        "best_epoch": None,
+        "host": platform.node(),
+        "devices": [],
+        "world_size": 1,
+        "kernels": {},
+        "data_hashes": hashes(config),
+        "versions": versions(),
+        "plugins": registry.versions(),
+        "restarts": [],
+    }
+
+
+def versions() -> dict[str, str]:
+    """Version of Python, of nequip-core and of each distribution that it requires."""
+    names = [
+        re.split(r"[^\w.-]", line, maxsplit=1)[0]
+        for line in importlib.metadata.requires("nequip-core") or ()
+        if "extra ==" not in line
+    ]
+    return {
+        "python": platform.python_version(),
+        **{name: importlib.metadata.version(name) for name in ("nequip-core", *names)},
+    }
+
+
+def write_config(path: Path, config: Config) -> None:
+    """Write DIR/config.yaml."""
+    with atomic_write(path / "config.yaml") as file:
+        file.write(
+            to_yaml(config, f"All keys of {config.run.name}. Repeat: nequip train {path}/config.yaml run.dir=OTHER")
+        )
