@@ -26,7 +26,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor
 
-from nequip_core.errors import InputError
+from nequip_core.errors import CheckError, InputError
 from nequip_core.export.artifact import LoadedModel, load_model
 from nequip_core.files import atomic_write
 from nequip_core.graph import collate, from_structure, to
@@ -298,6 +298,7 @@ def evaluate(
 
     Raises:
         InputError: there are no structures, or one holds an element that the model does not know.
+        CheckError: a prediction is not finite.
     """
     start = time.perf_counter()
     total = Row()
@@ -309,6 +310,11 @@ def evaluate(
     with ExitStack() as files:
         frames: IO[str] | None = files.enter_context(atomic_write(write)) if write else None
         for structure, prediction in predictor.stream(structures):
+            if not (np.isfinite(prediction.energy) and np.isfinite(prediction.forces).all()):
+                raise CheckError(
+                    f"{structure.source or 'structure'}: the model's energy or forces are not finite. Expected numbers; "
+                    "the training has diverged, or the model is far outside what it was trained on."
+                )
             total.add(structure, prediction)
             by_config_type[structure.config_type or NO_CONFIG_TYPE].add(structure, prediction)
             for number in np.unique(structure.numbers):
