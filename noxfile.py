@@ -92,7 +92,7 @@ def docs(session: nox.Session) -> None:
     """The documentation into site/; a warning, or a generated page that is out of date, is an error."""
     exe = python(session)
     run(session, exe, "docs/generate.py", "--check")
-    run(session, exe, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", "site")
+    run(session, exe, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", "site", NO_MKDOCS_2_WARNING="1")
     session.log("site/index.html")
 
 
@@ -167,6 +167,6 @@ def mutants(session: nox.Session) -> None:
 
 @shared
 def peers(session: nox.Session) -> None:
-    """Speed against the published package; posargs: its interpreter, see benchmarks/peers."""
+    """Speed against the published package, in alternation: `nox -s peers -- ITS_PYTHON [options]`."""
     exe = python(session)
-    run(session, exe, "benchmarks/peers/run.py", *session.posargs)
+    run(session, exe, "benchmarks/peers/eager.py", exe, *session.posargs)
