@@ -79,8 +79,8 @@ def build_graph(
     if len(distance) and distance.min() < OVERLAP:
         e = int(distance.argmin())
         raise InputError(
-            f"{source or 'structure'}: atoms {centre[e]} and {neighbor[e]} are {distance[e]:.3f} Å apart. Expected at least "
-            f"{OVERLAP} Å between any two; check units, cell and duplicate atoms."
+            f"{source or 'structure'}: atoms {centre[e]} and {neighbor[e]} are {distance[e]:.3f} Å apart. Expected at "
+            f"least {OVERLAP} Å between any two; check units, cell and duplicate atoms."
         )
     kept = distance < pair_cutoffs[types[centre], types[neighbor]]
     centre, neighbor, shift, cartesian = centre[kept], neighbor[kept], shift[kept], cartesian[kept]
@@ -89,7 +89,7 @@ def build_graph(
     centre, neighbor, cartesian = centre[order], neighbor[order], cartesian[order]
     atoms = len(positions)
     return Graph(
-        positions=torch.from_numpy(np.ascontiguousarray(positions, dtype=np.float64)),
+        positions=torch.from_numpy(np.array(positions, dtype=np.float64)),
         types=torch.from_numpy(np.ascontiguousarray(types, dtype=np.int64)),
         edge_index=torch.from_numpy(np.stack([centre, neighbor])),
         edge_shift=torch.from_numpy(cartesian),

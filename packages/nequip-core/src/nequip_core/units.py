@@ -4,17 +4,19 @@
 * stress dE/dstrain / V, eV/Å³, tension positive (ASE's sign; VASP prints the opposite)
 * virial -dE/dstrain = -stress V, eV (LAMMPS' sign)
 
-Factors are CODATA 2018, from ase.units.
+Factors are CODATA 2018; ASE's own default, ase.units, is CODATA 2014 and differs in the eighth digit.
 """
 
 from __future__ import annotations
 
-from ase import units as _ase
+from ase.units import create_units
 
-LENGTH = {"Angstrom": 1.0, "Bohr": _ase.Bohr, "nm": _ase.nm}
+_ase = create_units("2018")
+
+LENGTH: dict[str, float] = {"Angstrom": 1.0, "Bohr": _ase.Bohr, "nm": _ase.nm}
 """Å in one of each."""
 
-ENERGY = {
+ENERGY: dict[str, float] = {
     "eV": 1.0,
     "meV": 1e-3,
     "Hartree": _ase.Hartree,
@@ -24,7 +26,7 @@ ENERGY = {
 }
 """eV in one of each."""
 
-STRESS = {
+STRESS: dict[str, float] = {
     "eV/Angstrom^3": 1.0,
     "GPa": _ase.GPa,
     "kbar": 0.1 * _ase.GPa,
