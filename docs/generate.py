@@ -40,14 +40,16 @@ def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
 
 
 def default(item: Field[Any]) -> str:
-    """The default as it would stand in a YAML file."""
+    """The default as it would stand in a YAML file; empty where the description says it."""
     value = item.default_factory() if callable(item.default_factory) else item.default
-    return "required" if value == MISSING else f"`{json.dumps(value, ensure_ascii=False)}`"
+    if value == MISSING:
+        return "" if "default:" in item.metadata["text"] else "required"
+    return f"`{json.dumps(value, ensure_ascii=False)}`"
 
 
-def rows(cls: type, prefix: str, leave_out: Iterable[str] = ()) -> list[list[str]]:
-    """Key, default, unit and meaning of the fields of a dataclass that are no blocks."""
-    result = []
+def keys(cls: type, prefix: str, leave_out: Iterable[str] = ()) -> str:
+    """The table of the fields of a dataclass that are no blocks: key, default, unit, meaning."""
+    rows = []
     for item in fields(cls):
         if item.name in leave_out or is_block(item):
             continue
@@ -57,8 +59,11 @@ def rows(cls: type, prefix: str, leave_out: Iterable[str] = ()) -> list[list[str
         rule = RULES.get(name)
         if rule is not None and rule.words and not all(word in text for word in rule.words):
             text = f"{text}: {rule.expected}"
-        result.append([f"`{name}`", default(item), item.metadata["unit"] or "", text])
-    return result
+        rows.append([f"`{item.name}`", default(item), item.metadata["unit"] or "", text])
+    head = ["key", "default", "unit", "meaning"]
+    if not any(unit for _, _, unit, _ in rows):
+        head, rows = head[:2] + head[3:], [row[:2] + row[3:] for row in rows]
+    return table(head, rows) if rows else ""
 
 
 def is_block(item: Field[Any]) -> bool:
@@ -68,9 +73,7 @@ def is_block(item: Field[Any]) -> bool:
 
 def sections(cls: type, prefix: str, heading: str) -> str:
     """A heading and table for a dataclass, then those of its blocks."""
-    head = ("key", "default", "unit", "meaning")
-    own = rows(cls, prefix, leave_out=("model",))
-    text = f"## {heading}\n\n{cls.__doc__}\n\n" + (table(head, own) if own else "")
+    text = f"## {heading}\n\n{cls.__doc__}\n\n{keys(cls, prefix, leave_out=('model',))}"
     for item in fields(cls):
         if is_block(item):
             assert callable(item.default_factory)
@@ -81,7 +84,6 @@ def sections(cls: type, prefix: str, heading: str) -> str:
 
 def config_page(registry: Registry) -> str:
     """All keys of a training config."""
-    head = ("key", "default", "unit", "meaning")
     common = [item.name for item in fields(ModelConfig)]
     text = "# Config\n\n" + NOTE
     text += (
@@ -92,10 +94,10 @@ def config_page(registry: Registry) -> str:
         "nearest one, before any data is read. Paths are relative to the folder you stand in.\n\n"
     )
     text += sections(Config, "", "Top level")
-    text += "## `model`: common to all models\n\n" + table(head, rows(ModelConfig, "model.", leave_out=("name",)))
+    text += "## `model`: common to all models\n\n" + keys(ModelConfig, "model.", leave_out=("name",))
     for name, entry in registry.models.items():
         cls = entry.config.load()
-        text += f"## `model: {name}`\n\n{cls.__doc__}\n\n" + table(head, rows(cls, "model.", leave_out=common))
+        text += f"## `model: {name}`\n\n{cls.__doc__}\n\n" + keys(cls, "model.", leave_out=common)
     return text
 
 
@@ -113,7 +115,7 @@ def options(parser: argparse.ArgumentParser) -> Iterable[list[str]]:
         value = "\\|".join(map(str, action.choices)) if action.choices else str(action.metavar or action.dest.upper())
         takes = f" {value}" if action.option_strings and action.nargs != 0 else ""
         shown = action.default
-        plain = shown is None or shown is False or shown == argparse.SUPPRESS or not action.option_strings
+        plain = shown in (None, False, argparse.SUPPRESS) or shown == {} or not action.option_strings
         yield [f"`{label}{takes}`".replace("\\|", "|"), "" if plain else f"`{shown}`", action.help]
 
 
@@ -174,7 +176,8 @@ def demark(doc: str) -> str:
     end = next((i for i, line in enumerate(lines) if line.strip() and indentation(line) < lead), len(lines))
     code = textwrap.dedent("\n".join(lines[:end])).rstrip()
     rest = "\n".join(lines[end:]).replace("``", "`")
-    return f"{text}:\n\n```{'toml' if code.startswith('# pyproject') else 'python'}\n{code}\n```\n\n{rest}"
+    language = "toml" if code.startswith("# pyproject") else "python"  # in braces: ruff leaves the example alone
+    return f"{text}:\n\n``` {{ .{language} }}\n{code}\n```\n\n{rest}".rstrip()
 
 
 def indentation(line: str) -> int:
