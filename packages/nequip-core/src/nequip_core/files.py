@@ -42,6 +42,11 @@ def atomic_write(path: str | Path, mode: str = "w") -> Iterator[IO[Any]]:
         os.umask(mask)
         Path(name).chmod(0o666 & ~mask)  # mkstemp's files are the owner's only
         Path(name).replace(path)
+        folder = os.open(path.parent, os.O_RDONLY)  # the new name is on the disk only with its folder
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
     except OSError as error:
         if error.errno in NO_ROOM:
             raise InputError(f"Can not write {path}: {error.strerror}. Free some space and try again.") from error

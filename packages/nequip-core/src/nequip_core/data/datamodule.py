@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import numpy as np
@@ -64,6 +65,8 @@ class DataModule(LightningDataModule):
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
         """Go there. Lightning makes the first iterator before it says which epoch it is in."""
         self.steps.seek(state_dict["epoch"], state_dict["step"])
+        # Lightning looks for a state in the loader, where there is none, and warns.
+        warnings.filterwarnings("ignore", "You're resuming from a checkpoint that ended before the epoch ended")
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
         """Lightning's hook."""

@@ -225,7 +225,7 @@ class Checkpoints(Checkpoint):
         """Write what is due."""
         module, epoch = training_module(pl_module), finished_epochs(trainer)
         files = []
-        ends = trainer.should_stop or epoch == trainer.max_epochs or trainer.global_step == trainer.max_steps
+        ends = trainer.should_stop or epoch == trainer.max_epochs
         if epoch % self.every == 0 or ends:
             files.append(self.last_path)
         if module.validated and (self.best is None or module.monitored() < self.best):
@@ -251,7 +251,7 @@ class Checkpoints(Checkpoint):
         if trainer.is_global_zero:
             self.folder.mkdir(parents=True, exist_ok=True)
         first, *others = files
-        trainer.save_checkpoint(first)
+        trainer.save_checkpoint(first, weights_only=False)
         if trainer.is_global_zero:
             for other in others:
                 copy_file(first, other)
@@ -299,6 +299,30 @@ class Patience(Callback):
         self.best, self.waited = state_dict["best"], state_dict["waited"]
 
 
+class StepLimit(Callback):
+    """Ends the run after a number of steps, with a validation even in mid-epoch.
+
+    In the place of Lightning's max_steps, with which a run that is resumed between epochs would leave one out.
+
+    Args:
+        steps: how many, in all.
+    """
+
+    def __init__(self, steps: int) -> None:
+        self.steps = steps
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """A run that is resumed may be at its end."""
+        trainer.should_stop = trainer.global_step >= self.steps
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Count."""
+        if trainer.global_step >= self.steps:
+            trainer.should_stop = True
+
+
 class EarlyEnd(Callback):
     """Ctrl-C and ``max_time``: the run goes on to the end of its step, writes last.ckpt and raises.
 
@@ -317,13 +341,13 @@ class EarlyEnd(Callback):
         self._pressed = False
         self._previous: Any = None
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Listen. Lightning would answer KeyboardInterrupt with exit code 1, wherever in a step it came."""
         self._pressed = False
         if threading.current_thread() is threading.main_thread():
             self._previous = signal.signal(signal.SIGINT, self._press)
 
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Listen no more."""
         self._restore()
 
@@ -335,7 +359,7 @@ class EarlyEnd(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Stop in mid-epoch. After the last step of an epoch its validation comes first."""
-        if self._reason() and not trainer.is_last_batch:
+        if self._reason() and not (trainer.is_last_batch or trainer.should_stop):
             self.checkpoints.write(trainer, [self.checkpoints.last_path])
             self._stop(trainer, f"in epoch {trainer.current_epoch + 1}, after step {trainer.global_step}")
 
@@ -378,7 +402,7 @@ class ProgressLines(ProgressBar):
         console: where to print.
     """
 
-    REFRESH = 0.1
+    REFRESH = 0.5
     """Seconds between drawings, so that the bar costs nothing beside quick steps."""
 
     def __init__(self, console: Console | None = None) -> None:

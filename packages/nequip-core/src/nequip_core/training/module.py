@@ -164,11 +164,6 @@ class TrainingModule(LightningModule):
         self.losses.reset()
         self.validated = False
 
-    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
-        """Ask for a validation where the last step is in mid-epoch."""
-        if self.trainer.global_step == self.trainer.max_steps:
-            self.trainer.should_stop = True
-
     def on_validation_epoch_start(self) -> None:
         """Take the averaged weights."""
         self.validation.reset()
