@@ -1,0 +1,55 @@
+"""Every registered model obeys the laws; NequIP with all its options."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import pytest
+
+from nequip_core.nn import gate
+from nequip_core.plugins.manager import load_registry
+from nequip_core.testing import checks, systems
+from nequip_core.testing.checks import Case
+from nequip_core.testing.conformance import ASYMMETRIC_CUTOFFS, ModelConformance
+
+ODD_SCALARS = {"num_layers": 6, "avg_num_neighbors": 0.5}
+"""Odd scalars, and so tanh, first occur after layer 3 and reach even ones after three more, by large messages only."""
+
+
+class TestEveryModel(ModelConformance):
+    pass
+
+
+class TestNequIP(ModelConformance):
+    model = "nequip"
+    variations: ClassVar = {
+        "odd scalars": ODD_SCALARS,
+        "all options": {
+            "num_layers": 3,
+            "l_max": 2,
+            "num_features": [5, 3, 2],
+            "type_embedding_dim": 2,
+            "train_bessels": True,
+            "nonlinearity": "mish",
+            "readout_mlp": [6],
+            "polynomial_cutoff_p": 4,
+            "pair_cutoffs": ASYMMETRIC_CUTOFFS,
+            "zbl": True,
+        },
+        "one layer": {"num_layers": 1},
+    }
+
+
+class TestNequIPWithoutParity(ModelConformance):
+    model = "nequip"
+    variations: ClassVar = {"three layers": {"parity": False, "num_layers": 3}}
+
+    def test_inversion(self, nequip_case: Case) -> None:
+        checks.no_inversion(nequip_case)
+
+
+def test_odd_scalars_matter(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = checks.make_case(load_registry().models["nequip"], ODD_SCALARS)
+    energy = case.predict(systems.molecule()).energy
+    monkeypatch.setattr(gate, "TANH_GAIN", 0.0)
+    assert (case.predict(systems.molecule()).energy - energy).abs() > 1e-7
