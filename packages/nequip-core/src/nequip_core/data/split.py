@@ -52,39 +52,38 @@ def split(
         return _by_groups(frames, shares, seed, groups)
     order = np.random.default_rng(seed).permutation(frames) if by == "random" else np.arange(frames)
     parts, start = [], 0
-    for count in _counts(frames, shares, "frames"):
+    for count in _counts(frames, shares):
         parts.append(tuple(order[start : start + count].tolist()))
         start += count
     return Splits(*parts)
 
 
-def _counts(available: int, shares: Mapping[str, Any], what: str) -> list[int]:
-    """Numbers for train, val and test."""
-    names = ("train", "val", "test")
-    values = [shares.get(name, 0) for name in names]
+def _counts(available: int, shares: Mapping[str, Any]) -> list[int]:
+    """Frames of train, val and test.
+
+    A fraction is rounded down, to one frame at least; where fractions add up to 1, train takes what is over or short.
+    """
+    values = [shares.get(name, 0) for name in Splits._fields]
+    fractions = [value for value in values if value != "rest" and 0 < value < 1]
     counts = [
-        0 if value == "rest" else int(value) if value >= 1 or value == 0 else round(value * available)
+        0 if value == "rest" else int(value) if value >= 1 or value == 0 else max(1, int(value * available + 1e-9))
         for value in values
     ]
-    fractions = [value for value in values if value != "rest" and 0 < value < 1]
-    excess = sum(counts) - available
-    if excess > 0 and fractions and sum(fractions) <= 1 + 1e-9:
-        # Rounding of fractions that add up to one; the largest part gives way.
-        counts[int(np.argmax(counts))] -= excess
-        excess = 0
-    if excess > 0:
-        wanted = ", ".join(f"{name} {value}" for name, value in zip(names, values, strict=True))
-        raise InputError(
-            f"data.split asks for {sum(counts)} {what} ({wanted}), but there are {available}. "
-            "Lower the numbers, or use fractions."
-        )
+    over = available - sum(counts)
     if "rest" in values:
-        counts[values.index("rest")] = available - sum(counts)
+        counts[values.index("rest")] = over
+    elif abs(sum(fractions) - 1) < 1e-9 and 0 < values[0] < 1:
+        counts[0] += over
+    wanted = ", ".join(f"{name} {value}" for name, value in zip(Splits._fields, values, strict=True))
+    if values.count("rest") > 1:
+        raise InputError(f"data.split: only one part can be the rest; received {wanted}. Give the other a number.")
+    if sum(counts) > available or min(counts) < 0:
+        raise InputError(
+            f"data.split asks for {sum(count for count in counts if count > 0)} frames ({wanted}), but there are "
+            f"{available}. Lower the numbers, or use fractions."
+        )
     if counts[0] < 1:
-        raise InputError(f"data.split leaves no {what} to train on: {available} in all, shares {dict(shares)}.")
-    if counts[1] == 0 and values[1] != 0 and available > counts[0]:
-        # A fraction of a small set still validates on something.
-        counts[1] = 1
+        raise InputError(f"data.split leaves no frames to train on: {available} in all, {wanted}. Raise train.")
     return counts
 
 
@@ -93,15 +92,22 @@ def _by_groups(frames: int, shares: Mapping[str, Any], seed: int, groups: Sequen
     if groups is None or any(group is None for group in groups):
         missing = 0 if groups is None else list(groups).index(None)
         raise InputError(f"data.split.by=group: frame {missing} has no value of the info key data.split.group.")
-    targets = np.array(_counts(frames, shares, "frames"), dtype=float)
+    targets = np.array(_counts(frames, shares), dtype=float)
     members: dict[Any, list[int]] = {}
     for number, group in enumerate(groups):
         members.setdefault(group, []).append(number)
     names = list(members)
     parts: tuple[list[int], ...] = ([], [], [])
     for n in np.random.default_rng(seed).permutation(len(names)):
-        lacking = targets - [len(part) for part in parts]
-        parts[int(np.argmax(lacking / np.maximum(targets, 1e-9)))].extend(members[names[n]])
+        lacking = (targets - [len(part) for part in parts]) / np.maximum(targets, 1)
+        if lacking.max() > 0:  # once every part has its frames, further groups are left over
+            parts[int(np.argmax(lacking))].extend(members[names[n]])
+    for name, part, target in zip(Splits._fields, parts, targets, strict=True):
+        if target > 0 and not part:
+            raise InputError(
+                f"data.split.by=group: {len(names)} groups are too few for a part of their own for {name} "
+                f"({target:.0f} frames). Use another key for data.split.group, or split by: random."
+            )
     return Splits(*(tuple(sorted(part)) for part in parts))
 
 
