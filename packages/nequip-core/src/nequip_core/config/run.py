@@ -18,11 +18,10 @@ import re
 import shlex
 import socket
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from nequip_core.config.compose import compose, keys_of, to_yaml
 from nequip_core.config.schema import Config
@@ -36,7 +35,7 @@ SCHEMA = 1
 FIXED = ("seed", "model.", "data.", "training.loss.", "training.optimizer.name", "training.scheduler.name")
 """A run goes on only where these keys (or all keys below) are as they were."""
 
-CHANGEABLE = ("data.workers", "data.batch.max_edges")
+CHANGEABLE = ("data.workers",)
 """Keys below `FIXED` that do not touch the results."""
 
 FILES = ("data.path", "data.val_path", "data.test_paths", "data.isolated_atoms", "data.split.file")
@@ -63,24 +62,6 @@ def hashes(config: Config) -> dict[str, dict[str, str]]:
 def now() -> str:
     """The time, with its zone."""
     return datetime.now(UTC).astimezone().isoformat(timespec="seconds")
-
-
-@dataclass
-class Run:
-    """A folder that this process holds the lock of, and what its run.json says."""
-
-    path: Path
-    manifest: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def checkpoints(self) -> Path:
-        """Folder of last.ckpt and best.ckpt."""
-        return self.path / "checkpoints"
-
-    def update(self, **values: Any) -> None:
-        """Change run.json."""
-        self.manifest.update(values)
-        write_json(self.path / "run.json", self.manifest)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -192,65 +173,131 @@ def refuse_differences(path: Path, rows: Sequence[tuple[str, str, str]]) -> None
     )
 
 
-def stored_config(path: Path, registry: Registry) -> Config:
-    """The config that a folder's run was started with."""
-    return compose(path / "config.yaml", [], registry)
-
-
-def is_over(manifest: Mapping[str, Any], old: Config, new: Config) -> bool:
-    """Whether a run is finished and the new config asks for nothing more."""
-    limits = [(config.trainer.max_epochs, config.trainer.max_steps) for config in (old, new)]
-    return manifest["state"] == "finished" and limits[0] == limits[1]
-
-
 def set_aside(path: Path) -> Path:
     """Rename DIR to the first free DIR.1, DIR.2 ..."""
-    used = {int(m[1]) for p in path.parent.glob(f"{path.name}.*") if (m := re.fullmatch(r".*\.(\d+)", p.name))}
-    number = next(n for n in range(1, len(used) + 2) if n not in used)
-    target = path.with_name(f"{path.name}.{number}")
-    path.rename(target)
-    return target
-
-
-def first_manifest(config: Config, argv: Sequence[str], registry: Registry) -> dict[str, Any]:
-    """What run.json says when a run starts."""
-    return {
-        "schema": SCHEMA,
-        "state": "running",
-        "name": config.run.name,
-        "command_line": shlex.join(["nequip", "train", *argv]),
-        "folder": str(Path.cwd()),
-        "seed": config.seed,
-        "start": now(),
-        "end": None,
-        "best_epoch": None,
-        "host": platform.node(),
-        "devices": [],
-        "world_size": 1,
-        "kernels": {},
-        "data_hashes": hashes(config),
-        "versions": versions(),
-        "plugins": registry.versions(),
-        "restarts": [],
-    }
+    number = 1
+    while path.with_name(f"{path.name}.{number}").exists():
+        number += 1
+    return path.rename(path.with_name(f"{path.name}.{number}"))
 
 
 def versions() -> dict[str, str]:
     """Version of Python, of nequip-core and of each distribution that it requires."""
-    names = [
-        re.split(r"[^\w.-]", line, maxsplit=1)[0]
-        for line in importlib.metadata.requires("nequip-core") or ()
-        if "extra ==" not in line
-    ]
-    return {
-        "python": platform.python_version(),
-        **{name: importlib.metadata.version(name) for name in ("nequip-core", *names)},
-    }
+    required = [line for line in importlib.metadata.requires("nequip-core") or () if "extra ==" not in line]
+    names = ["nequip-core", *(re.split(r"[^\w.-]", line, maxsplit=1)[0] for line in required)]
+    return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in names}}
 
 
-def write_config(path: Path, config: Config) -> None:
-    """Write DIR/config.yaml."""
-    with atomic_write(path / "config.yaml") as file:
-        file.write(
-            to_yaml(config, f"All keys of {config.run.name}. Repeat: nequip train {path}/config.yaml run.dir=OTHER")
-        )
+class Run:
+    """A run's folder, from the first look at it to the end; a context that holds the lock.
+
+    Nothing is written before `begin`.
+
+    Args:
+        config: of the run.
+        registry: to read the config of an earlier start.
+
+    Attributes:
+        path: the folder.
+        hashes: of the data files, by key and name.
+        earlier: run.json of the run that this one goes on with, or None.
+        finished: whether that one is over and nothing more is asked for.
+
+    Raises:
+        InputError: another process writes into the folder.
+        ConfigError: the run in it was started otherwise.
+    """
+
+    def __init__(self, config: Config, registry: Registry) -> None:
+        self.config = config
+        self.registry = registry
+        self.path = run_path(config)
+        self.hashes = hashes(config)
+        self.earlier: dict[str, Any] | None = None
+        self.finished = False
+        self.manifest: dict[str, Any] = {}
+        self._changes: dict[str, list[Any]] = {}
+        self._locks = ExitStack()
+
+    def __enter__(self) -> Self:
+        """Look at the folder; where it holds a run, take the lock."""
+        with ExitStack() as stack:
+            if (self.path / "run.json").exists():
+                stack.enter_context(locked(self.path))
+                if self.config.run.if_exists == "resume":
+                    self._look(read_manifest(self.path))
+            self._locks = stack.pop_all()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Let the lock go."""
+        self._locks.close()
+
+    def _look(self, manifest: dict[str, Any] | None) -> None:
+        if manifest is None:
+            return
+        old = compose(self.path / "config.yaml", [], self.registry)
+        refuse_differences(self.path, differences(old, self.config, manifest["data_hashes"], self.hashes))
+        limits = [(config.trainer.max_epochs, config.trainer.max_steps) for config in (old, self.config)]
+        self.finished = manifest["state"] == "finished" and limits[0] == limits[1]
+        self.earlier = manifest
+        self._changes = changes(old, self.config)
+
+    @property
+    def last_checkpoint(self) -> Path | None:
+        """Where to go on from."""
+        path = self.path / "checkpoints" / "last.ckpt"
+        return path if self.earlier is not None and path.is_file() else None
+
+    def begin(self, argv: Sequence[str], **facts: Any) -> Path | None:
+        """Make the folder, config.yaml and run.json, whose state is "running".
+
+        Args:
+            argv: the command line after ``nequip train``.
+            facts: for run.json: devices, kernels.
+
+        Returns:
+            Where an old run was put aside, if there was one.
+        """
+        aside = None
+        if self.earlier is None and (self.path / "run.json").exists():
+            aside = set_aside(self.path)
+        if self.earlier is None:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._locks.enter_context(locked(self.path))
+            self.manifest = self._first_manifest(argv)
+        else:
+            restart = {"time": now(), "after": self.earlier["state"], "changed": self._changes}
+            self.manifest = {**self.earlier, "restarts": [*self.earlier["restarts"], restart]}
+        with atomic_write(self.path / "config.yaml") as file:
+            title = f"All keys of {self.config.run.name}. Repeat: nequip train {self.path}/config.yaml run.dir=OTHER"
+            file.write(to_yaml(self.config, title))
+        self.update(**facts, state="running", end=None, error=None)
+        return aside
+
+    def update(self, **values: Any) -> None:
+        """Change run.json."""
+        self.manifest.update(values)
+        write_json(self.path / "run.json", self.manifest)
+
+    def _first_manifest(self, argv: Sequence[str]) -> dict[str, Any]:
+        return {
+            "schema": SCHEMA,
+            "state": "running",
+            "name": self.config.run.name,
+            "command_line": shlex.join(["nequip", "train", *argv]),
+            "folder": str(Path.cwd()),
+            "seed": self.config.seed,
+            "start": now(),
+            "end": None,
+            "best_epoch": None,
+            "host": platform.node(),
+            "devices": [],
+            "world_size": 1,
+            "kernels": {},
+            "data_hashes": self.hashes,
+            "versions": versions(),
+            "plugins": self.registry.versions(),
+            "restarts": [],
+            "error": None,
+        }

@@ -49,7 +49,6 @@ class Batch:
     by: str = key("structures", "what size counts: structures | atoms | edges")
     size: int = key(5, "per optimizer step, all devices together")
     eval_size: int = key(64, "structures per validation or test batch; no effect on results")
-    max_edges: int | None = key(None, "per device; a larger share is cut into micro-batches, gradients summed")
 
 
 @dataclass
@@ -274,7 +273,6 @@ RULES: Mapping[str, Rule] = {
     "data.batch.by": one_of("structures", "atoms", "edges"),
     "data.batch.size": COUNT,
     "data.batch.eval_size": COUNT,
-    "data.batch.max_edges": COUNT_OR_NULL,
     "data.workers": Rule("a whole number of at least 0", lambda v: _is_count(v, 0)),
     "model.cutoff": POSITIVE,
     "model.pair_cutoffs": Rule("{centre: {neighbour: cut-off above 0}}", _per_pair),
@@ -322,7 +320,7 @@ RULES: Mapping[str, Rule] = {
 
 MOVED: Mapping[str, str] = {
     "trainer.precision": "model.dtype",
-    "trainer.accumulate_grad_batches": "data.batch.max_edges",
+    "trainer.accumulate_grad_batches": "data.batch.size, of a whole optimizer step,",
     "trainer.gradient_clip_val": "training.gradient_clip",
     "trainer.gradient_clip_algorithm": "training.gradient_clip",
     "trainer.callbacks": "training.callbacks",

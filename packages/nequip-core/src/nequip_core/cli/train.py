@@ -1,0 +1,44 @@
+"""``nequip train FILE.yaml key=value ...``: train a model as a config says, evaluate it, write a report."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from nequip_core.cli.options import command_parser
+
+
+def parser() -> argparse.ArgumentParser:
+    """The options."""
+    result = command_parser(
+        "train", "Train a model as a config file says. The same command goes on with a run that was stopped."
+    )
+    result.add_argument("file", metavar="FILE.yaml", type=Path, help="the config")
+    result.add_argument(
+        "overrides",
+        metavar="key=value",
+        nargs="*",
+        default=[],
+        help="change a key; model=NAME: another model; +key=value: a new entry of a free dictionary",
+    )
+    result.add_argument(
+        "--dry-run", action="store_true", help="check and read everything, print what would be trained, write nothing"
+    )
+    return result
+
+
+def run(argv: Sequence[str]) -> int:
+    """Train; returns the exit code."""
+    options = parser().parse_intermixed_args(list(argv))
+
+    # These import torch and Lightning; `nequip train --help` does not.
+    from nequip_core.cli.running import dry_run, terminate_as_interrupt, train
+    from nequip_core.config.checks import CHECKS
+    from nequip_core.config.compose import compose
+    from nequip_core.plugins.manager import load_registry
+
+    registry = load_registry()
+    config = compose(options.file, options.overrides, registry, CHECKS)
+    with terminate_as_interrupt():
+        return dry_run(config, registry) if options.dry_run else train(config, registry, argv)

@@ -1,0 +1,394 @@
+"""The composition root: a config and the registry become data, a model, a training module and a trainer.
+
+    read_data -> split -> data sets -> statistics -> resolved model config -> model -> training module -> trainer
+
+Nothing below this layer knows of the config or of the registry as a whole; nothing here is written to disk.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from ase.data import atomic_numbers
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import ProgressBar
+from lightning.pytorch.loggers import Logger, TensorBoardLogger
+
+from nequip_core.config import schema
+from nequip_core.config.checks import device_type
+from nequip_core.config.parts import import_class, maker
+from nequip_core.config.run import files_of
+from nequip_core.config.schema import Config
+from nequip_core.data.datamodule import DataModule
+from nequip_core.data.dataset import Dataset
+from nequip_core.data.read import read
+from nequip_core.data.split import Splits, split
+from nequip_core.data.statistics import Statistics, compute
+from nequip_core.errors import InputError
+from nequip_core.export.package import Provenance
+from nequip_core.models.base import EnergyModel, ModelConfig
+from nequip_core.models.build import build_model, model_info
+from nequip_core.neighbors import DEFAULT, NeighborList
+from nequip_core.ops.select import Ops
+from nequip_core.plugins.manager import Registry
+from nequip_core.potential import Potential
+from nequip_core.structure import Structure, TypeMap
+from nequip_core.training.callbacks import (
+    Checkpoints,
+    Clock,
+    EarlyEnd,
+    MetricsTable,
+    Patience,
+    StepsTable,
+)
+from nequip_core.training.checkpoint import PackageIO
+from nequip_core.training.loss import Loss, Term
+from nequip_core.training.module import TrainingModule
+from nequip_core.training.nonfinite import offending_to
+
+CHECK_STRUCTURES = 2
+"""Structures whose predictions go into checkpoints."""
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class EvaluationSet:
+    """Structures that are evaluated together, and the files that they come from."""
+
+    structures: Sequence[Structure]
+    paths: tuple[Path, ...]
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class RunData:
+    """The data of a run, and the model config that follows from it.
+
+    Attributes:
+        module: training and validation batches.
+        sets: what is evaluated at the end: val, test (where split.test is not 0) and each of test_paths by its name.
+        splits: frame numbers.
+        statistics: of the training set.
+        model: resolved: lists and numbers in place of ``auto`` and ``least_squares``.
+        notes: sentences about the data that the user should see.
+    """
+
+    module: DataModule
+    sets: Mapping[str, EvaluationSet]
+    splits: Splits
+    statistics: Statistics
+    model: ModelConfig
+    notes: tuple[str, ...]
+
+
+# Data
+
+
+def read_structures(config: Config, registry: Registry, paths: Sequence[Path]) -> list[Structure]:
+    """All frames of some files, in eV and Å."""
+    data = config.data
+    options: dict[str, Any] = {"format": data.format, "index": data.index, "keys": data.keys, "units": data.units}
+    return [structure for path in paths for structure in read(path, readers=registry.readers, **options)]
+
+
+def read_groups(config: Config, registry: Registry, paths: Sequence[Path]) -> list[str | None]:
+    """Each frame's value of the info key ``data.split.group``, read in the place of config_type."""
+    assert config.data.split.group is not None  # by the checks of the data block
+    keys = dataclasses.replace(config.data.keys, config_type=config.data.split.group)
+    grouped = dataclasses.replace(config, data=dataclasses.replace(config.data, keys=keys))
+    return [structure.config_type for structure in read_structures(grouped, registry, paths)]
+
+
+def prepare_data(config: Config, registry: Registry) -> RunData:
+    """Read, split, make graphs and statistics, and resolve the model config.
+
+    Raises:
+        InputError: a file, frame or label that can not be used; labels that the loss needs are missing.
+    """
+    paths = files_of(config)
+    shares = config.data.split
+    frames = read_structures(config, registry, paths["data.path"])
+    splits = split(
+        len(frames),
+        {"train": shares.train, "val": shares.val if config.data.val_path is None else 0, "test": shares.test},
+        by=shares.by,
+        seed=shares.seed,
+        groups=read_groups(config, registry, paths["data.path"]) if shares.by == "group" else None,
+        file=shares.file,
+    )
+    train, val, test = ([frames[number] for number in part] for part in splits)
+    if config.data.val_path is not None:
+        val = read_structures(config, registry, paths["data.val_path"])
+    if not val:
+        raise InputError(
+            f"No frame is left to validate on: {len(frames)} in all, {len(train)} to train on. Raise data.split.val, "
+            "or name a file: data.val_path."
+        )
+    typed = resolve_types(config.model, train)
+    info = model_info(dataclasses.replace(typed, atomic_energies={}, energy_scale=1.0, avg_num_neighbors=1.0))
+    neighbors = neighbor_list(config, registry, info.cutoff)
+    type_map, cutoffs = TypeMap(info.types, info.elements), np.array(info.pair_cutoffs)
+    train_set = Dataset(train, type_map, cutoffs, neighbors)
+    val_set = Dataset(val, type_map, cutoffs, neighbors)
+    train_set.require(*(name for name in ("energy", "forces", "stress") if getattr(config.training.loss, name).weight))
+    sets = {"val": EvaluationSet(structures=val, paths=tuple(paths["data.val_path"] or paths["data.path"]))}
+    if test:
+        sets["test"] = EvaluationSet(structures=test, paths=tuple(paths["data.path"]))
+    for path in paths["data.test_paths"]:
+        structures = read_structures(config, registry, [path])
+        sets[_free_name(path.name.partition(".")[0], sets)] = EvaluationSet(structures=structures, paths=(path,))
+    for evaluation in sets.values():
+        for structure in evaluation.structures:  # before training, not after it
+            type_map.indices(structure)
+    isolated = read_structures(config, registry, paths["data.isolated_atoms"])
+    statistics = compute(train_set, config.model.atomic_energies, isolated)
+    module = DataModule(
+        train_set,
+        val_set,
+        seed=config.seed,
+        by=config.data.batch.by,
+        size=config.data.batch.size,
+        eval_size=config.data.batch.eval_size,
+        workers=config.data.workers,
+    )
+    return RunData(
+        module=module,
+        sets=sets,
+        splits=splits,
+        statistics=statistics,
+        model=resolve_model(typed, statistics),
+        notes=(statistics.atomic_energies.message,) if statistics.atomic_energies.message else (),
+    )
+
+
+def _free_name(name: str, taken: Container[str]) -> str:
+    """``name``, or name_2, name_3 ... where it is taken."""
+    numbered = (name if number == 1 else f"{name}_{number}" for number in itertools.count(1))
+    return next(free for free in numbered if free not in taken)
+
+
+def neighbor_list(config: Config, registry: Registry, cutoff: float) -> NeighborList:
+    """The neighbour list that the config names; auto: the default one."""
+    name = config.data.neighbor_list
+    entry = registry.neighbor_lists[DEFAULT if name == "auto" else name]
+    made: NeighborList = entry.make.load()(cutoff, 0.0)
+    return made
+
+
+def resolve_types(model: ModelConfig, structures: Sequence[Structure]) -> ModelConfig:
+    """A model config whose types are a list; auto: those of the structures, by atomic number, then by name.
+
+    Types that are finer than elements tell their elements themselves: the atoms that bear them have one.
+
+    Raises:
+        InputError: atoms of two elements bear one type.
+    """
+    found: dict[str, str] = {}
+    for structure in structures:
+        for name, symbol in {*zip(structure.type_names or structure.symbols, structure.symbols, strict=True)}:
+            if found.setdefault(name, symbol) != symbol:
+                raise InputError(
+                    f"{structure.source}: atoms of type {name!r} are {symbol}, in another frame {found[name]}. "
+                    "Expected one element for each type (data.keys.type)."
+                )
+    names = sorted(found, key=lambda name: (atomic_numbers[found[name]], name))
+    types = names if model.types == "auto" else list(model.types)
+    elements = {name: symbol for name, symbol in found.items() if name in types and name != symbol}
+    return dataclasses.replace(model, types=types, elements={**elements, **model.elements})
+
+
+def resolve_model(model: ModelConfig, statistics: Statistics) -> ModelConfig:
+    """A model config of numbers only.
+
+    Raises:
+        InputError: the training set does not determine a number, or makes it zero.
+    """
+    return dataclasses.replace(
+        model,
+        atomic_energies=dict(statistics.atomic_energies.values),
+        energy_scale=_energy_scale(model.energy_scale, statistics),
+        avg_num_neighbors=_avg_num_neighbors(model.avg_num_neighbors, statistics),
+    )
+
+
+def _energy_scale(wanted: Any, statistics: Statistics) -> Any:
+    measured = {"forces_rms": statistics.forces_rms, "per_atom_energy_std": statistics.per_atom_energy_std}
+    if not isinstance(wanted, str):
+        return wanted
+    value = measured[wanted]
+    if not value:
+        what = "no label for it" if value is None else "only zeros"
+        raise InputError(
+            f"model.energy_scale is {wanted}, but the training set has {what}. Take another, or a number in eV: "
+            "model.energy_scale=1.0."
+        )
+    return value
+
+
+def _avg_num_neighbors(wanted: Any, statistics: Statistics) -> Any:
+    if not isinstance(wanted, str):
+        return wanted
+    per_type = statistics.avg_num_neighbors_per_type
+    alone = [name for name, number in per_type.items() if number == 0]
+    if statistics.avg_num_neighbors == 0 or (wanted == "auto_per_type" and alone):
+        who = "No atom" if statistics.avg_num_neighbors == 0 else f"No atom of type {', '.join(alone)}"
+        raise InputError(
+            f"{who} of the training set has a neighbour within the cut-off, so model.avg_num_neighbors can not be "
+            f"{wanted}. Check model.cutoff and data.units.length, or give a number: model.avg_num_neighbors=10."
+        )
+    return dict(per_type) if wanted == "auto_per_type" else statistics.avg_num_neighbors
+
+
+# Model and training
+
+
+def build_energy_model(config: Config, model: ModelConfig, registry: Registry) -> tuple[EnergyModel, dict[str, Any]]:
+    """A model with new weights, and which kernels compute it: {operator: {chosen, refused}}."""
+    ops = Ops(
+        registry.kernels,
+        request=config.kernels,
+        dtype=getattr(torch, model.dtype),
+        device=torch.device(device_type(config)),
+    )
+    return build_model(registry.models[model.name], model, ops), ops.report
+
+
+def build_loss(config: Config, registry: Registry) -> Loss:
+    """The sum of the three terms."""
+    loss = config.training.loss
+    energy = "energy_per_atom" if loss.energy.per_atom else "energy"
+    terms: dict[str, schema.Term] = {energy: loss.energy, "forces": loss.forces, "stress": loss.stress}
+    return Loss(
+        tuple(
+            Term(quantity, term.weight, registry.training["loss", term.function].make.load()(term.delta))
+            for quantity, term in terms.items()
+        )
+    )
+
+
+def build_module(
+    config: Config, registry: Registry, model: EnergyModel, data: RunData, offending: Path
+) -> TrainingModule:
+    """What Lightning trains.
+
+    Args:
+        config: of the run.
+        registry: optimizers, schedulers, loss functions.
+        model: new, on the CPU.
+        data: of the run.
+        offending: file for the structures of a loss that is not finite.
+    """
+    training = config.training
+    return TrainingModule(
+        Potential(model),
+        build_loss(config, registry),
+        make_optimizer=partial(
+            maker("optimizer", training.optimizer.name, registry), lr=training.optimizer.lr, **training.optimizer.args
+        ),
+        make_scheduler=partial(maker("scheduler", training.scheduler.name, registry), **training.scheduler.args),
+        interval=training.scheduler.interval,  # type: ignore[arg-type]  # one of two words, by its rule
+        monitor=training.monitor,
+        ema_decay=training.ema_decay,
+        check=_check_structures(data.module.val),
+        read_losses_every=config.trainer.log_every_n_steps,
+        offending=offending_to(offending, lambda ids: [data.module.train.structures[n] for n in ids]),
+    )
+
+
+def _check_structures(dataset: Dataset) -> list[tuple[Any, Structure]]:
+    """The smallest structures, without labels, and their graphs."""
+    smallest = sorted(range(len(dataset)), key=lambda n: len(dataset.structures[n]))[:CHECK_STRUCTURES]
+    bare = [dataclasses.replace(dataset.structures[n], energy=None, forces=None, stress=None) for n in smallest]
+    return [(dataset.samples[n].graph, structure) for n, structure in zip(smallest, bare, strict=True)]
+
+
+def provenance(
+    config: Config, registry: Registry, data: RunData, versions: dict[str, str], hashes: dict[str, dict[str, str]]
+) -> Provenance:
+    """What checkpoints say besides weights and state."""
+    entry = registry.models[data.model.name]
+    plugin = next(plugin for plugin in registry.plugins if data.model.name in plugin.records["models"])
+    return Provenance(
+        model=dataclasses.asdict(data.model),
+        data={
+            "n_structures": {name: len(part) for name, part in data.splits._asdict().items()},
+            "sha256": hashes,
+            "units": dataclasses.asdict(config.data.units),
+            "statistics": data.statistics.to_json(),
+        },
+        config=dataclasses.asdict(config),
+        versions=versions,
+        provider=f"{plugin.distribution} {plugin.version}",
+        citations=[entry.reference] if entry.reference else [],
+    )
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Training:
+    """A trainer with those of its callbacks that are asked afterwards."""
+
+    trainer: Trainer
+    checkpoints: Checkpoints
+
+
+def build_trainer(
+    config: Config,
+    registry: Registry,
+    folder: Path,
+    provenance: Provenance,
+    *,
+    progress: ProgressBar,
+    extra: Sequence[Callback] = (),
+) -> Training:
+    """Lightning's trainer, which writes into ``folder`` (made when the training begins)."""
+    trainer, training = config.trainer, config.training
+    clock = Clock()
+    checkpoints = Checkpoints(folder / "checkpoints", every=training.checkpoint_every, keep_every=training.keep_every)
+    callbacks: list[Callback] = [clock, MetricsTable(folder / "metrics.csv", clock)]
+    loggers: list[Logger] = []
+    if "csv" in config.loggers:
+        callbacks.append(StepsTable(folder / "steps.csv", clock, trainer.log_every_n_steps))
+    if "tensorboard" in config.loggers:
+        loggers.append(TensorBoardLogger(folder, name="", version="tensorboard"))
+    if training.early_stopping_patience is not None:
+        callbacks.append(Patience(training.early_stopping_patience))
+    callbacks += [checkpoints, EarlyEnd(checkpoints, max_time=seconds(trainer.max_time)), progress, *extra]
+    callbacks += [import_class("training.callbacks", item.name)(**item.args) for item in training.callbacks]
+    device = device_type(config)
+    strategy = registry.training["strategy", "single" if trainer.strategy == "auto" else trainer.strategy]
+    return Training(
+        trainer=Trainer(
+            accelerator=device,
+            devices=1,
+            strategy=strategy.make.load()(torch.device(device, 0) if device == "cuda" else torch.device(device)),
+            max_epochs=trainer.max_epochs,
+            max_steps=trainer.max_steps,
+            check_val_every_n_epoch=trainer.check_val_every_n_epoch,
+            log_every_n_steps=1,  # ours is that of steps.csv
+            limit_train_batches=trainer.limit_train_batches,
+            deterministic=trainer.deterministic,
+            gradient_clip_val=training.gradient_clip,
+            callbacks=callbacks,
+            logger=loggers,
+            plugins=[PackageIO(provenance)],
+            default_root_dir=folder,
+            num_sanity_val_steps=0,
+            enable_model_summary=False,
+            inference_mode=False,  # forces are gradients
+            use_distributed_sampler=False,
+        ),
+        checkpoints=checkpoints,
+    )
+
+
+def seconds(text: str | None) -> float | None:
+    """DD:HH:MM:SS in seconds."""
+    if text is None:
+        return None
+    days, hours, minutes, rest = (int(part) for part in text.split(":"))
+    return float(((days * 24 + hours) * 60 + minutes) * 60 + rest)
