@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, and the hash that names one."""
+"""Files that appear whole or not at all, files that grow by whole records, and the hash that names one."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Self
 
 from nequip_core.errors import InputError
 
@@ -54,6 +54,46 @@ def atomic_write(path: str | Path, mode: str = "w") -> Iterator[IO[Any]]:
     finally:
         with suppress(FileNotFoundError):
             Path(name).unlink()
+
+
+class RecordFile:
+    """A file that grows by whole records, each on its way to the disk when `write` returns; read it at any time.
+
+    Args:
+        path: a file of that name is replaced.
+
+    Raises:
+        InputError: the folder is missing or can not be written to.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        try:
+            self._file = self.path.open("wb", buffering=0)
+        except OSError as error:
+            raise InputError(f"Can not write {path}: {error.strerror}.") from error
+
+    def write(self, record: str) -> None:
+        """Append a record, or leave the file as it was.
+
+        Raises:
+            InputError: the disk is full.
+        """
+        end = self._file.tell()
+        rest = memoryview(record.encode())
+        try:
+            while rest:
+                rest = rest[self._file.write(rest) :]
+        except OSError as error:
+            with suppress(OSError):  # a device has no length to restore
+                self._file.truncate(end)
+            raise InputError(f"Can not go on writing {self.path}: {error.strerror}.") from error
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._file.close()
 
 
 def sha256(path: str | Path) -> str:

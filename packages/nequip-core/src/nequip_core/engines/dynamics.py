@@ -7,14 +7,13 @@ whatever is written is whole rows and whole frames, so that a run may be stopped
 
 from __future__ import annotations
 
-import csv
 import io
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import ase.units
 import numpy as np
@@ -30,6 +29,7 @@ from ase.md.verlet import VelocityVerlet
 from ase.optimize import BFGS, FIRE, LBFGS
 
 from nequip_core.errors import CheckError, InputError
+from nequip_core.files import RecordFile
 
 COLUMNS = {
     "step": "d",
@@ -254,8 +254,8 @@ def run_dynamics(
     result = DynamicsResult()
     start = time.perf_counter()
     with ExitStack() as files:
-        rows: IO[str] | None = None
-        frames: IO[str] | None = None
+        rows: RecordFile | None = None
+        frames: RecordFile | None = None
         for _ in integrator.irun(settings.steps):
             result.steps = integrator.nsteps
             potential = atoms.get_potential_energy()
@@ -263,18 +263,18 @@ def run_dynamics(
             temperature = 2.0 * kinetic / (dof * ase.units.kB) if dof else 0.0
             _check_sane(result.steps, settings, potential, temperature, limit)
             if result.steps == 0:  # only now is it known that the model takes this structure
-                rows = files.enter_context(log.open("w", newline="")) if log else None
-                frames = files.enter_context(trajectory.open("w")) if trajectory else None
+                rows = files.enter_context(RecordFile(log)) if log else None
+                frames = files.enter_context(RecordFile(trajectory)) if trajectory else None
                 if rows:
-                    _write_whole(rows, [list(COLUMNS)])
+                    rows.write(",".join(COLUMNS) + "\n")
             if result.steps % settings.interval == 0:
                 row = _row(atoms, result.steps, settings.timestep, temperature, potential, kinetic)
                 result.rows.append(row)
                 report(row)
                 if rows:
-                    _write_whole(rows, [["" if row[c] is None else format(row[c], f) for c, f in COLUMNS.items()]])
+                    rows.write(",".join(_cell(row[name], format) for name, format in COLUMNS.items()) + "\n")
                 if frames:
-                    _write_frame(frames, atoms, step=result.steps, time_fs=result.steps * settings.timestep)
+                    frames.write(_frame(atoms, step=result.steps, time_fs=result.steps * settings.timestep))
             if result.steps < settings.steps and stop():
                 result.interrupted = True
                 break
@@ -323,14 +323,12 @@ def _keep_what_moves(atoms: Atoms) -> None:
         del atoms.arrays[name]
 
 
-def _write_whole(file: IO[str], rows: list[list[Any]]) -> None:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)
-    file.write(text.getvalue())
-    file.flush()
+def _cell(value: float | None, format: str) -> str:
+    return "" if value is None else f"{value:{format}}"
 
 
-def _write_frame(file: IO[str], atoms: Atoms, **info: float) -> None:
+def _frame(atoms: Atoms, **info: float) -> str:
+    """Extended XYZ of the atoms with their results."""
     frame = atoms.copy()
     frame.info.update(info)
     results = {"energy": atoms.get_potential_energy(), "forces": atoms.get_forces(apply_constraint=False)}
@@ -339,8 +337,7 @@ def _write_frame(file: IO[str], atoms: Atoms, **info: float) -> None:
     frame.calc = SinglePointCalculator(frame, **results)
     text = io.StringIO()
     write_extxyz(text, frame)
-    file.write(text.getvalue())
-    file.flush()
+    return text.getvalue()
 
 
 OPTIMIZERS = {"bfgs": BFGS, "lbfgs": LBFGS, "fire": FIRE}
@@ -404,7 +401,7 @@ def relax(
     _keep_what_moves(atoms)
     search = OPTIMIZERS[optimizer](FrechetCellFilter(atoms) if cell else atoms, logfile=None)
     with ExitStack() as files:
-        frames: IO[str] | None = None
+        frames: RecordFile | None = None
         for converged, last in _relax_steps(search, fmax, steps):
             if not np.isfinite(last.energy) or not np.isfinite(last.fmax):
                 raise CheckError(
@@ -412,10 +409,10 @@ def relax(
                     "whether the model was trained on structures like this one (nequip evaluate)."
                 )
             if last.step == 0 and trajectory:
-                frames = files.enter_context(trajectory.open("w"))
+                frames = files.enter_context(RecordFile(trajectory))
             report(last)
             if frames:
-                _write_frame(frames, atoms, step=last.step)
+                frames.write(_frame(atoms, step=last.step))
             if not converged and last.step < steps and stop():
                 return RelaxResult(last=last, converged=False, interrupted=True)
     return RelaxResult(last=last, converged=converged, interrupted=False)

@@ -312,7 +312,7 @@ def evaluate(
         for structure, prediction in predictor.stream(structures):
             if not (np.isfinite(prediction.energy) and np.isfinite(prediction.forces).all()):
                 raise CheckError(
-                    f"{structure.source or 'structure'}: the model's energy or forces are not finite. Expected numbers; "
+                    f"{structure.source or 'structure'}: the model's energy or forces are not finite: "
                     "the training has diverged, or the model is far outside what it was trained on."
                 )
             total.add(structure, prediction)
