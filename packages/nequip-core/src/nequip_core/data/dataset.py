@@ -81,15 +81,16 @@ class Dataset(Sequence[Sample]):
         return np.array([sample.graph.edge_shift.shape[0] for sample in self.samples], dtype=np.int64)
 
     def require(self, *labels: str) -> None:
-        """Check that at least one structure has each label.
+        """Check that at least one structure has each label; stress counts where all directions are periodic.
 
         Raises:
             InputError: names the label and the file.
         """
         for label in labels:
-            if all(getattr(structure, label) is None for structure in self.structures):
+            if not any(getattr(sample.labels, f"has_{label}").any() for sample in self.samples):
+                what = "stress and three periodic directions" if label == "stress" else label
                 raise InputError(
-                    f"{self.structures[0].source.rpartition(':')[0]}: no frame has {label}, which the loss trains on. "
+                    f"{self.structures[0].source.rpartition(':')[0]}: no frame has {what}, which the loss trains on. "
                     f"Name the label (data.keys.{label}=...), or set training.loss.{label}.weight=0."
                 )
 

@@ -1,0 +1,65 @@
+"""The order of batches."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from nequip_core.data.loader import EvalSteps, TrainSteps, plan_epoch
+from nequip_core.errors import InputError
+
+ONES = np.ones(23, dtype=np.int64)
+
+
+def test_every_structure_once_in_every_epoch() -> None:
+    for epoch in range(3):
+        steps = plan_epoch(ONES, 5, seed=1, epoch=epoch)
+        assert [len(step) for step in steps] == [5, 5, 5, 5, 3]
+        assert sorted(n for step in steps for n in step) == list(range(23))
+
+
+def test_the_order_is_a_function_of_seed_and_epoch() -> None:
+    assert plan_epoch(ONES, 5, seed=1, epoch=2) == plan_epoch(ONES, 5, seed=1, epoch=2)
+    assert plan_epoch(ONES, 5, seed=1, epoch=2) != plan_epoch(ONES, 5, seed=1, epoch=3)
+    assert plan_epoch(ONES, 5, seed=1, epoch=2) != plan_epoch(ONES, 5, seed=2, epoch=2)
+    # seed + epoch would make one run's second epoch another's first
+    assert plan_epoch(ONES, 5, seed=1, epoch=2) != plan_epoch(ONES, 5, seed=2, epoch=1)
+
+
+def test_by_atoms_or_edges() -> None:
+    sizes = np.random.default_rng(0).integers(1, 60, size=200)
+    sizes[17] = 500
+    steps = plan_epoch(sizes, 100, seed=0, epoch=0)
+    assert sorted(n for step in steps for n in step) == list(range(200))
+    assert all(sizes[step].sum() <= 100 for step in steps if step != [17])
+    assert [17] in steps
+
+
+def test_a_sampler_follows_the_epoch() -> None:
+    steps = TrainSteps(ONES, 5, seed=1)
+    assert len(steps) == 5
+    assert list(steps) == plan_epoch(ONES, 5, seed=1, epoch=0)
+    steps.set_epoch(4)
+    assert list(steps) == plan_epoch(ONES, 5, seed=1, epoch=4)
+    assert list(steps) == plan_epoch(ONES, 5, seed=1, epoch=4)
+
+
+def test_going_on_in_mid_epoch() -> None:
+    steps = TrainSteps(ONES, 5, seed=1)
+    steps.seek(3, 2)
+    assert list(steps) == plan_epoch(ONES, 5, seed=1, epoch=3)[2:]
+    steps.set_epoch(4)
+    assert list(steps) == plan_epoch(ONES, 5, seed=1, epoch=4)
+
+
+@pytest.mark.parametrize(("structures", "size"), [(10, 4), (8, 4), (3, 64), (1, 1), (0, 4)])
+def test_validation_has_every_structure_once_in_order(structures: int, size: int) -> None:
+    steps = EvalSteps(structures, size)
+    assert [n for step in steps for n in step] == list(range(structures))
+    assert all(0 < len(step) <= size for step in steps)
+    assert len(list(steps)) == len(steps)
+
+
+def test_a_size_below_one() -> None:
+    with pytest.raises(InputError, match=r"data\.batch\.size"):
+        TrainSteps(ONES, 0, seed=1)
