@@ -80,7 +80,8 @@ class Structure:
             value = getattr(self, name)
             if value is not None and not np.isfinite(value).all():
                 raise InputError(
-                    f"{where}: {name} has a NaN or infinite number. Expected finite numbers; remove the label or the frame."
+                    f"{where}: {name} has a NaN or infinite number. Expected finite numbers; remove the label or the "
+                    "frame."
                 )
         if len(self) and not ((self.numbers >= 1) & (self.numbers < len(chemical_symbols))).all():
             bad = sorted(set(self.numbers[(self.numbers < 1) | (self.numbers >= len(chemical_symbols))].tolist()))
@@ -93,8 +94,8 @@ class Structure:
             )
         if self.pbc.all() and np.linalg.det(self.cell) < 0:
             raise InputError(
-                f"{where}: the cell's volume is negative ({np.linalg.det(self.cell):.3f} Å³): its vectors are left-handed. "
-                "Exchange two lattice vectors."
+                f"{where}: the cell's volume is negative ({np.linalg.det(self.cell):.3f} Å³): its vectors are "
+                "left-handed. Exchange two lattice vectors."
             )
         if self.weight < 0:
             raise InputError(f"{where}: weight {self.weight} is below zero. Expected 0 or more.")
