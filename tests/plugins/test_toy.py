@@ -27,7 +27,7 @@ model: {cutoff: 3.0, atomic_energies: {H: -1.0, O: -3.0}}
 training:
   loss: {forces: {function: toy_log_cosh}}
   optimizer: {lr: 0.02}
-trainer: {accelerator: cpu, max_epochs: 60, enable_progress_bar: false}
+trainer: {accelerator: cpu, max_epochs: 30, enable_progress_bar: false}
 run: {dir: run}
 loggers: [csv]
 """
@@ -135,8 +135,8 @@ def test_is_trained_evaluated_and_run_in_ase(environment, folder):
     nequip(environment, folder, "evaluate", "run", "frames.toy", "--json", "errors.json")
     errors = json.loads((folder / "errors.json").read_text())
     assert errors["n_structures"] == NUM_FRAMES
-    # Forces of the springs are about 0.8 eV/Å.
-    assert errors["forces"]["mae"] < 0.3
+    # 0.38 eV/Å after one epoch, 0.14 after twenty.
+    assert errors["forces"]["mae"] < 0.2
 
     subprocess.run([sys.executable, "-c", SIMULATE], env=environment, cwd=folder, check=True)
 
