@@ -16,6 +16,26 @@ nequip.convolution/1
     out_i[path, m3, u] = sum_j weights_ij[path, u] sum_{m1, m2} sqrt(2 l3 + 1) w3j[m1, m2, m3] h_j[m1, u] Y_ij[m2]
 
     Differentiable twice with respect to h, harmonics and weights. Deterministic.
+
+allegro.contract/1
+    One tensor-product layer of Allegro (arXiv:2204.05249, eq. 15-17): each atom's environment, the sum over its edges of
+    weighted harmonics, contracted with the tensor features of the same edges.
+
+    ``contract(features, env_weights, harmonics, path_weights, graph) -> (out, environment)``
+
+    features      [edges, irreps_in's components, channels]; in a first layer (``factors``) the weights w0
+                  [edges, l_max + 1, channels] of the features w0 * Y instead, which are never stored
+    env_weights   [edges, l_max + 1, channels], or [edges, 1, channels] for all degrees
+    harmonics     [edges, (l_max + 1)^2]
+    path_weights  [paths, channels], or [paths, 1] for all channels
+    out           [edges, irreps_out's components, channels]
+    environment   [atoms, (l_max + 1)^2, channels], returned so that a derivative need not compute it again
+
+    environment_i[m2, u] = sum_j env_weights_ij[l(m2), u] Y_ij[m2]
+    out_ij[k, u] = sum_path path_weights[path, u] sum_{m1, m2} sqrt(2 l3 + 1) w3j[m1, m2, k] features_ij[m1, u]
+                   environment_i[m2, u]
+
+    Only ``out`` is differentiated: twice with respect to the first four arguments. Deterministic.
 """
 
 from __future__ import annotations
@@ -80,6 +100,67 @@ class ConvolutionSpec:
         for path in self.paths:
             channels[path.irrep_out] += self.irreps_in.channels[path.irrep_in]
         return Irreps(channels.items())
+
+
+ALLEGRO_CONTRACT = "allegro.contract/1"
+
+
+@dataclass(frozen=True)
+class ContractionSpec:
+    """What one layer of Allegro couples. All else follows from it.
+
+    Attributes:
+        irreps_in: of the tensor features, in the order of storage; all have the same channels.
+        irreps_out: that are wanted and that some path reaches, in the order of storage.
+        l_max: of the edges' harmonics, which have the parity (-1)^l.
+        channels: of the tensor features.
+        coupled: whether each channel has path weights of its own.
+        factors: whether the features come as the weights of harmonics (first layer).
+    """
+
+    irreps_in: tuple[Irrep, ...]
+    irreps_out: tuple[Irrep, ...]
+    l_max: int
+    channels: int
+    coupled: bool
+    factors: bool
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """All couplings, sorted by irrep of the result, then of the features, then degree of the environment."""
+        found = [
+            Path(irrep, l_edge, out)
+            for irrep in self.irreps_in
+            for l_edge in range(self.l_max + 1)
+            for out in couplings(irrep, l_edge, (-1) ** l_edge, self.irreps_out)
+        ]
+        ins, outs = self.irreps_in.index, self.irreps_out.index
+        return tuple(sorted(found, key=lambda path: (outs(path.irrep_out), ins(path.irrep_in), path.l_edge)))
+
+    @property
+    def dim_in(self) -> int:
+        """Components of the features."""
+        return sum(irrep.dim for irrep in self.irreps_in)
+
+    @property
+    def dim_out(self) -> int:
+        """Components of the result."""
+        return sum(irrep.dim for irrep in self.irreps_out)
+
+
+class Contraction(Protocol):
+    """The callable of allegro.contract/1."""
+
+    def __call__(
+        self,
+        features: Float[Tensor, "edges components_in channels"],
+        env_weights: Float[Tensor, "edges degrees channels"],
+        harmonics: Float[Tensor, "edges components"],
+        path_weights: Float[Tensor, "paths channels_or_1"],
+        graph: Graph,
+    ) -> tuple[Float[Tensor, "edges components_out channels"], Float[Tensor, "atoms components channels"]]:
+        """Features of the next layer, and the environment."""
+        ...
 
 
 class Convolution(Protocol):

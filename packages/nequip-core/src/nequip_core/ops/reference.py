@@ -100,7 +100,7 @@ class UnrolledConvolution(nn.Module):
     def __init__(self, spec: ConvolutionSpec) -> None:
         super().__init__()
         self.spec = spec
-        self.terms = [_nonzeros(path) for path in spec.paths]
+        self.terms = [nonzeros(path) for path in spec.paths]
         self.weight_sizes = [spec.irreps_in.channels[path.irrep_in] for path in spec.paths]
 
     def forward(
@@ -126,7 +126,7 @@ class UnrolledConvolution(nn.Module):
         return _sum_to_centres(messages, graph)
 
 
-def _nonzeros(path: Path) -> list[tuple[int, int, int, float]]:
+def nonzeros(path: Path) -> list[tuple[int, int, int, float]]:
     """(m1, m2, m3, value) of a path's table."""
     table = coupling_table(path)
     places = table.abs().gt(1e-12).nonzero().tolist()

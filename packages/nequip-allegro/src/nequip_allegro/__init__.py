@@ -1,0 +1,1 @@
+"""Allegro: strictly local equivariant interatomic potentials, a plugin of nequip-core."""

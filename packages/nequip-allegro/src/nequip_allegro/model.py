@@ -1,0 +1,182 @@
+"""Allegro: strictly local equivariance (Musaelian et al., arXiv:2204.05249).
+
+Every pair of atoms within the cut-off has scalar and tensor features. A layer contracts a pair's tensor with the
+environment of its centre, the weighted sum of the harmonics of all its edges; what becomes scalar joins the scalar track,
+whose network gives the weights of the next environment. Read-out sums pair energies over an atom's edges.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from nequip_core.errors import ConfigError
+from nequip_core.graph import Graph
+from nequip_core.keys import key
+from nequip_core.models.base import ModelConfig, ModelInfo, per_type
+from nequip_core.nn.embedding import one_hot
+from nequip_core.nn.mlp import MLP
+from nequip_core.nn.radial import ScaledDistance
+from nequip_core.o3 import SCALAR, Irrep, SphericalHarmonics, couplings
+from nequip_core.ops.contracts import ALLEGRO_CONTRACT, ContractionSpec
+from nequip_core.ops.segment import segment_sum
+from nequip_core.ops.select import Ops
+from torch import Tensor, nn
+
+from nequip_allegro.two_body import BesselEmbedding, SplineEmbedding
+
+
+@dataclass
+class AllegroConfig(ModelConfig):
+    """Keys of Allegro."""
+
+    name: str = key("allegro", "registered name of the model")
+    l_max: int = key(2, "largest degree of tensor features and of the edges' spherical harmonics")
+    parity: bool = key(True, "tensor features of both parities; false: those of the spherical harmonics only")
+    num_layers: int = key(2, "layers; information does not travel further with more")
+    num_scalar_features: int = key(64, "width of the scalar track")
+    num_tensor_features: int = key(16, "channels of the tensor track")
+    tp_path_channel_coupling: bool = key(True, "path weights for each channel; false: one for all channels")
+    weight_individual_irreps: bool = key(True, "environment weights for each degree; false: one for all degrees")
+    two_body: str = key("bessel", "embedding of pairs: bessel | spline")
+    two_body_dim: int = key(64, "width of the embedding of pairs")
+    num_bessels: int = key(8, "radial basis functions (two_body: bessel)")
+    train_bessels: bool = key(False, "whether the frequencies of the radial basis are trained (two_body: bessel)")
+    polynomial_cutoff_p: int = key(6, "exponent of the smooth envelope at the cut-off (two_body: bessel)")
+    num_splines: int = key(16, "splines for each pair of types (two_body: spline)")
+    spline_span: int = key(12, "how many spacings a spline is wide (two_body: spline)")
+    two_body_mlp: list[int] = key([64], "widths of hidden layers after the embedding of pairs")
+    latent_mlp: list[int] = key([64], "widths of hidden layers of each layer's scalar network")
+    nonlinearity: str = key("silu", "of all networks: silu | mish | gelu | none")
+    readout_mlp: list[int] = key([32], "widths of hidden layers of the read-out; []: linear")
+
+    def message_passing_layers(self) -> int:
+        """None: strictly local."""
+        return 0
+
+
+class Allegro(nn.Module):
+    """Graph to dimensionless atomic energies."""
+
+    def __init__(self, config: AllegroConfig, info: ModelInfo, ops: Ops) -> None:
+        super().__init__()
+        self.info = info
+        scalars, channels = config.num_scalar_features, config.num_tensor_features
+        self.scalars, self.channels = scalars, channels
+        self.degrees = config.l_max + 1 if config.weight_individual_irreps else 1
+        self.distance = ScaledDistance(info.pair_cutoffs)
+        self.harmonics = SphericalHarmonics(config.l_max)
+        self.two_body = _two_body(config, len(info.types))
+        self.two_body_mlp = MLP([config.two_body_dim, *config.two_body_mlp, scalars], config.nonlinearity)
+        weights = self.degrees * channels
+        self.tensor_weights = MLP([scalars, (config.l_max + 1) * channels])
+        self.first = MLP([scalars, scalars + weights])
+        # A single number or one for each type of centre; both become one for each type.
+        self.register_buffer("norm", per_type(config.avg_num_neighbors, info.types).rsqrt(), persistent=False)
+        self.norm: Tensor
+
+        layouts = _layouts(config)
+        specs = [
+            ContractionSpec(
+                before, after, config.l_max, channels, config.tp_path_channel_coupling, factors=n == 0
+            )
+            for n, (before, after) in enumerate(zip(layouts[:-1], layouts[1:], strict=True))
+        ]
+        self.contractions = nn.ModuleList(ops.make(ALLEGRO_CONTRACT, spec) for spec in specs)
+        self.path_weights = nn.ParameterList(
+            torch.empty(len(spec.paths), channels if spec.coupled else 1).uniform_(-math.sqrt(3), math.sqrt(3))
+            for spec in specs
+        )
+        self.latents = nn.ModuleList(
+            MLP(
+                [
+                    scalars * (n + 1) + channels,
+                    *config.latent_mlp,
+                    scalars + (weights if n < config.num_layers - 1 else 0),
+                ],
+                config.nonlinearity,
+            )
+            for n in range(config.num_layers)
+        )
+        self.readout = MLP([scalars * (config.num_layers + 1), *config.readout_mlp, 1], config.nonlinearity)
+
+    def forward(self, graph: Graph, edge_vectors: Float[Tensor, "edges 3"]) -> Float[Tensor, "atoms"]:
+        """Energy of each atom, dimensionless, from edge vectors in Å; zero for an atom without edges."""
+        dtype = self.info.torch_dtype
+        centre = graph.edge_index[0]
+        distance = edge_vectors.norm(dim=1, keepdim=True)
+        harmonics = self.harmonics(edge_vectors / distance).to(dtype)
+        pairs = self.two_body_mlp(self.two_body(graph, self.distance(graph, distance)))
+        norm = (one_hot(graph.types, len(self.info.types), dtype) @ self.norm.to(dtype)).unsqueeze(1)
+        of_edges = norm[centre]
+
+        tensors = self._by_degree(self.tensor_weights(pairs))
+        latent = self.first(pairs)
+        track = [latent[:, : self.scalars]]
+        for contract, path_weights, network in zip(
+            self.contractions, self.path_weights, self.latents, strict=True
+        ):
+            env_weights = self._by_degree(of_edges * latent[:, self.scalars :])
+            tensors, _ = contract(tensors, env_weights, harmonics, path_weights, graph)
+            # Even scalars come first.
+            latent = network(torch.cat([*track, tensors[:, 0]], dim=1))
+            track.append(latent[:, : self.scalars])
+        energy = segment_sum(self.readout(torch.cat(track, dim=1)), centre, graph.row_ptr)
+        return (energy * norm).squeeze(1) * math.sqrt(0.5)
+
+    def _by_degree(self, weights: Float[Tensor, "edges weights"]) -> Float[Tensor, "edges degrees channels"]:
+        return torch.unflatten(weights, 1, (-1, self.channels))
+
+
+def build(config: AllegroConfig, info: ModelInfo, ops: Ops) -> Allegro:
+    """A new Allegro with random weights from torch's default generator.
+
+    Raises:
+        ConfigError: a value that makes no model.
+    """
+    for name in ("num_layers", "num_scalar_features", "num_tensor_features", "two_body_dim"):
+        if getattr(config, name) < 1:
+            raise ConfigError(f"model.{name} must be at least 1, received {getattr(config, name)}.")
+    if config.two_body not in ("bessel", "spline"):
+        raise ConfigError(f"model.two_body must be bessel or spline, received {config.two_body!r}.")
+    if config.two_body == "bessel" and config.two_body_dim < 2:
+        raise ConfigError("model.two_body_dim must be at least 2 with bessel: half of it is for either atom's type.")
+    return Allegro(config, info, ops)
+
+
+def _two_body(config: AllegroConfig, num_types: int) -> nn.Module:
+    if config.two_body == "spline":
+        return SplineEmbedding(num_types, config.two_body_dim, config.num_splines, config.spline_span)
+    return BesselEmbedding(
+        num_types,
+        config.two_body_dim,
+        config.num_bessels,
+        config.polynomial_cutoff_p,
+        train_bessels=config.train_bessels,
+    )
+
+
+def _layouts(config: AllegroConfig) -> list[tuple[Irrep, ...]]:
+    """Irreps of the tensor track before the first and after each layer: those that exist and that matter.
+
+    Forward, an irrep exists where a contraction with the harmonics gives it. Backward, one that no later layer can turn
+    into an even scalar has no effect and is left out.
+    """
+    harmonics = [Irrep(degree, (-1) ** degree) for degree in range(config.l_max + 1)]
+    wanted = (
+        [Irrep(degree, p) for degree in range(config.l_max + 1) for p in (1, -1)] if config.parity else harmonics
+    )
+
+    def reached(irrep: Irrep, outputs: list[Irrep]) -> set[Irrep]:
+        return {out for one in harmonics for out in couplings(irrep, one.l, one.p, outputs)}
+
+    exist = [set(harmonics)]
+    for _ in range(config.num_layers - 1):
+        exist.append(set().union(*(reached(irrep, wanted) for irrep in exist[-1])))
+    matter = [{SCALAR}]
+    for before in reversed(exist):
+        # Even scalars matter in themselves: the scalar track takes them.
+        matter.append({irrep for irrep in before if irrep == SCALAR or reached(irrep, list(matter[-1]))})
+    return [tuple(irrep for irrep in wanted if irrep in kept) for kept in reversed(matter)]
