@@ -98,12 +98,16 @@ def _seed() -> None:
 def write_model(
     make_config: Callable[..., NequIPConfig], make_model: Callable[..., EnergyModel]
 ) -> Callable[..., Path]:
-    """``(path, *, seed=0, **keys)``: the package file of a small model with random weights."""
+    """``(path, *, seed=0, data=None, **keys)``: the package file of a small model with random weights."""
 
-    def write(path: Path, *, seed: int = 0, **keys: Any) -> Path:
+    def write(path: Path, *, seed: int = 0, data: dict[str, Any] | None = None, **keys: Any) -> Path:
         block, weights = asdict(make_config(**keys)), dict(make_model(seed=seed, **keys).state_dict())
         provenance = Provenance(
-            model=block, data={"sha256": "0" * 64}, config={}, versions={"nequip-core": "0"}, provider="nequip-core 0"
+            model=block,
+            data=data or {"sha256": "0" * 64},
+            config={},
+            versions={"nequip-core": "0"},
+            provider="nequip-core 0",
         )
         members = Members(
             manifest=manifest(provenance, kind="raw", weights=weights, raw={}),

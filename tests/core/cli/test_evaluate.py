@@ -10,6 +10,8 @@ import ase.io
 import numpy as np
 import pytest
 
+from nequip_core.cli.evaluate import BATCH_ATOMS
+from nequip_core.engines import evaluate as engine
 from nequip_core.engines.ase import NequIPCalculator
 
 
@@ -70,6 +72,22 @@ def test_without_labels(nequip, run_folder, tmp_path):
     assert code == 0
     assert "no labels" in out
     assert "warning" in err
+
+
+def test_other_units_of_the_training_file_are_said(nequip, tmp_path, write_model, water):
+    units = {
+        "length": "Angstrom",
+        "energy": "Hartree",
+        "forces": "auto",
+        "stress": "GPa",
+        "stress_sign": "tension_positive",
+    }
+    path = write_model(tmp_path / "a.nequip.zip", data={"units": units})
+    assert "Hartree" in nequip("evaluate", path, water).err
+
+
+def test_defaults_are_the_engine_s():
+    assert BATCH_ATOMS == engine.BATCH_ATOMS
 
 
 def written(folder: Path) -> set[str]:

@@ -14,6 +14,9 @@ import ase.io
 import numpy as np
 import pytest
 
+from nequip_core.cli.md import THERMOSTATS, parser
+from nequip_core.engines.dynamics import INTEGRATORS
+
 
 def read_log(path: Path) -> list[dict[str, str]]:
     with path.open() as file:
@@ -63,6 +66,13 @@ def test_same_seed_same_run(nequip, run_folder, water, tmp_path):
         assert nequip("md", run_folder, water, *arguments).code == 0
         logs.append(path.read_text())
     assert logs[0] == logs[1] != logs[2]
+
+
+def test_every_integrator_can_be_chosen():
+    (thermostat,) = [action for action in parser()._actions if action.dest == "thermostat"]
+    chosen = {(ensemble, default) for ensemble, default in THERMOSTATS.items()}
+    chosen |= {(ensemble, name) for ensemble in ("nvt", "npt") for name in thermostat.choices}
+    assert chosen == set(INTEGRATORS)
 
 
 def test_bad_model(nequip, bad_model, water, tmp_path):

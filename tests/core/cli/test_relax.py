@@ -5,6 +5,9 @@ from __future__ import annotations
 import ase.io
 import pytest
 
+from nequip_core.cli.relax import parser
+from nequip_core.engines.dynamics import OPTIMIZERS
+
 
 def test_relax(nequip, run_folder, water, tmp_path):
     trajectory = tmp_path / "out.extxyz"
@@ -25,6 +28,11 @@ def test_cell_and_too_few_steps(nequip, run_folder, water, tmp_path):
     frames = ase.io.read(trajectory, ":")
     assert len(frames) == 3
     assert abs(frames[-1].cell.array - frames[0].cell.array).max() > 0
+
+
+def test_every_optimizer_can_be_chosen():
+    (optimizer,) = [action for action in parser()._actions if action.dest == "optimizer"]
+    assert set(optimizer.choices) == set(OPTIMIZERS)
 
 
 def test_bad_model(nequip, bad_model, water):

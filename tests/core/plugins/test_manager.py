@@ -165,8 +165,8 @@ def test_two_distributions_with_one_plugin_name_are_both_named():
 @pytest.mark.parametrize(
     ("given", "expected"),
     [
-        (plugin(nequip_model=lambda: []), ["'nequip_model' is no hook", "Did you mean 'nequip_models'?"]),
-        (SimpleNamespace(NEQUIP_PLUGIN_API=1, nequip_models=lambda: []), ["not marked with @hookimpl"]),
+        (plugin(nequip_model=lambda: ()), ["'nequip_model' is no hook", "Did you mean 'nequip_models'?"]),
+        (SimpleNamespace(NEQUIP_PLUGIN_API=1, nequip_models=lambda: ()), ["not marked with @hookimpl"]),
         (SimpleNamespace(), ["does not state", "NEQUIP_PLUGIN_API = 1"]),
         (plugin(api=2), ["written for plugin interface 2", "nequip-core 0.1.0 has 1", "pip install"]),
         (plugin(nequip_models=lambda: [{"name": "x"}]), ["nequip_models gave {'name': 'x'}", "expected ModelEntry"]),

@@ -86,17 +86,20 @@ def test_resume_at_epoch_end_is_bitwise(make_run: MakeRun, terms: loss.Loss, key
     assert_same(straight, halves)
 
 
-@pytest.mark.parametrize("step", [0, 1, 2, 4])
-def test_ctrl_c_writes_a_checkpoint_and_goes_on_bitwise(make_run: MakeRun, terms: loss.Loss, step: int) -> None:
+@pytest.mark.parametrize(("step", "every"), [(0, 1), (2, 1), (2, 3), (4, 1), (4, 3)])
+def test_ctrl_c_writes_a_checkpoint_and_goes_on_bitwise(
+    make_run: MakeRun, terms: loss.Loss, step: int, every: int
+) -> None:
+    # Three steps per epoch: after the first, after the last of an epoch whose checkpoint is due or not, in mid-epoch.
     straight, stopped = make_run("straight"), make_run("stopped")
     straight.fit(terms, max_epochs=3)
     handler = signal.getsignal(signal.SIGINT)
     with pytest.raises(CtrlCError, match="Ctrl-C") as caught:
-        stopped.fit(terms, max_epochs=3, more=[PressCtrlC(step)])
+        stopped.fit(terms, max_epochs=3, every=every, more=[PressCtrlC(step)])
     assert caught.value.exit_code == 130
     assert signal.getsignal(signal.SIGINT) is handler
     assert last(stopped).training.state["global_step"] == step + 1
-    stopped.fit(terms, max_epochs=3, resume=True)
+    stopped.fit(terms, max_epochs=3, every=every, resume=True)
     assert_same(straight, stopped)
 
 

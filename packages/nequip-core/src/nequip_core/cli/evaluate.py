@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from nequip_core.errors import InputError
 from nequip_core.plugins.manager import load_registry
 
 BATCH_ATOMS = 1000
+"""As in nequip_core.engines.evaluate, which imports torch; a test holds them equal."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -34,13 +36,15 @@ def run(argv: list[str]) -> int:
     options = parser().parse_args(argv)
 
     from nequip_core.cli.loading import load, say
-    from nequip_core.data.read import Keys, read
+    from nequip_core.data.read import Keys, Units, read
     from nequip_core.engines.evaluate import evaluate, predictor
     from nequip_core.files import atomic_write, sha256
 
     registry = load_registry()
     keys = label_names(options.keys, Keys)
     loaded = load(options, device=options.device)
+    if (units := loaded.data.get("units", asdict(Units()))) != asdict(Units()):
+        say(f"warning: the model was trained on a file in other units ({units}); {options.data} is read as eV and Å")
     results = evaluate(
         predictor(loaded, registry, batch_atoms=options.batch_atoms),
         read(options.data, index=options.index, keys=keys, readers=registry.readers),
@@ -65,8 +69,6 @@ def label_names(given: dict[str, str], keys: Any) -> Any:
     Raises:
         InputError: ``--keys`` names something that is no label.
     """
-    from dataclasses import fields
-
     known = [field.name for field in fields(keys)]
     for name in given:
         if name not in known:

@@ -38,7 +38,7 @@ def dry_run(config: Config, registry: Registry) -> int:
     console.print(to_yaml(config), highlight=False, markup=False, soft_wrap=True)
     data_summary(console, data)
     model_summary(console, model, kernels)
-    console.print("Nothing was written (--dry-run).")
+    console.say("Nothing was written (--dry-run).")
     return 0
 
 
@@ -46,11 +46,11 @@ def train(config: Config, registry: Registry, argv: Sequence[str]) -> int:
     """Look at the run's folder, read the data, train, evaluate, report."""
     with closing(RunConsole(bar=config.trainer.enable_progress_bar)) as console, Run(config, registry) as run:
         if run.finished and run.earlier:
-            console.print(f"{run.path} holds this run, finished on {run.earlier['end']}: nothing is left to do.")
-            console.print("To train on, raise trainer.max_epochs; to start anew, run.if_exists=new.")
+            console.say(f"{run.path} holds this run, finished on {run.earlier['end']}: nothing is left to do.")
+            console.say("To train on, raise trainer.max_epochs; to start anew, run.if_exists=new.")
             return 0
         seed_everything(config.seed)
-        console.print("Reading the data ...")
+        console.say("Reading the data ...")
         data = build.prepare_data(config, registry)
         data_summary(console, data)
         model, kernels = build.build_energy_model(config, data.model, registry)
@@ -59,7 +59,7 @@ def train(config: Config, registry: Registry, argv: Sequence[str]) -> int:
         aside = run.begin(argv, devices=[device_type(config)], kernels=kernels)
         console.log_to(run.path / "log.txt")
         if aside:
-            console.print(f"The old run is now {aside}.")
+            console.say(f"The old run is now {aside}.")
         write_json(run.path / "data" / "splits.json", data.splits.to_json())
         write_json(run.path / "data" / "statistics.json", data.statistics.to_json())
         with recorded(run), quiet_lightning():
@@ -113,14 +113,14 @@ def fit(
         config, registry, run.path, about, progress=ProgressLines(console), extra=[Terminator()]
     )
     last = run.last_checkpoint
-    console.print(f"Training in {run.path}" + (f", going on from {last.name}" if last else ""))
+    console.say(f"Training in {run.path}" + (f", going on from {last.name}" if last else ""))
     training.trainer.fit(module, datamodule=data.module, ckpt_path=last)
     run.update(best_epoch=training.checkpoints.best_epoch)
 
 
 def finish(run: Run, config: Config, registry: Registry, data: build.RunData, console: RunConsole) -> None:
     """Evaluate every set with best.ckpt, write the report, say where all is."""
-    console.print("Evaluating best.ckpt ...")
+    console.say("Evaluating best.ckpt ...")
     loaded = load_model(run.path, device=device_type(config), kernels=config.kernels, registry=registry)
     folder = run.path / "evaluation"
     folder.mkdir(exist_ok=True)
@@ -132,15 +132,15 @@ def finish(run: Run, config: Config, registry: Registry, data: build.RunData, co
             item.structures,
             data=sources[0] if len(sources) == 1 else {key: [one[key] for one in sources] for key in sources[0]},
             write=folder / f"{name}.extxyz",
-            warn=lambda message: console.print(f"[yellow]warning:[/] {message}"),
+            warn=lambda message: console.say(message, "warning"),
         )
         write_json(folder / f"{name}.json", results[name])
     run.update(state="finished", end=now())
     report = write_report(run.path)
     results_table(console, results)
-    console.print(f"report      {report}", soft_wrap=True)
-    console.print(f"errors      {folder}/*.json", soft_wrap=True)
-    console.print(f"checkpoint  {loaded.path}   try: nequip info {run.path}", soft_wrap=True)
+    console.say(f"report      {report}")
+    console.say(f"errors      {folder}/*.json")
+    console.say(f"checkpoint  {loaded.path}   try: nequip info {run.path}")
 
 
 @contextmanager

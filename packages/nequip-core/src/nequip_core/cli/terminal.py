@@ -9,6 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.control import Control
 from rich.table import Table
+from rich.text import Text
 
 from nequip_core.config.build import RunData
 from nequip_core.models.base import EnergyModel
@@ -40,6 +41,10 @@ class RunConsole(Console):
         else:
             self._log.print(*objects, **options)
 
+    def say(self, sentence: str, warning: str = "") -> None:
+        """Print a line, which the terminal may break and nobody else; ``warning`` is a word that goes before it."""
+        self.print(Text.assemble((f"{warning}: " if warning else "", "yellow"), sentence), soft_wrap=True)
+
     def log_to(self, path: Path) -> None:
         """Append to a file from now on."""
         self._log = Console(file=path.open("a", encoding="utf-8", buffering=1), width=WIDTH, highlight=False)
@@ -54,7 +59,7 @@ class RunConsole(Console):
             self._log = None
 
 
-def data_summary(console: Console, data: RunData) -> None:
+def data_summary(console: RunConsole, data: RunData) -> None:
     """Frames, atoms, neighbours and atomic energies."""
     statistics = data.statistics
     parts = ", ".join(f"{len(part)} {name}" for name, part in data.splits._asdict().items() if part)
@@ -70,10 +75,10 @@ def data_summary(console: Console, data: RunData) -> None:
     table.add_row("atomic energies", f"{energies} eV ({statistics.atomic_energies.method}{left})")
     console.print(table)
     for note in data.notes:
-        console.print(f"[yellow]note:[/] {note}")
+        console.say(note, "note")
 
 
-def model_summary(console: Console, model: EnergyModel, kernels: Mapping[str, Mapping[str, Any]]) -> None:
+def model_summary(console: RunConsole, model: EnergyModel, kernels: Mapping[str, Mapping[str, Any]]) -> None:
     """Size, reach and kernels."""
     info = model.info
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
@@ -95,7 +100,7 @@ COLUMNS = (
 )
 
 
-def results_table(console: Console, results: Mapping[str, Mapping[str, Any]]) -> None:
+def results_table(console: RunConsole, results: Mapping[str, Mapping[str, Any]]) -> None:
     """Errors of each evaluated set, where there are labels."""
     used = [column for column in COLUMNS if any(result[column[0]] for result in results.values())]
     table = Table(

@@ -8,6 +8,7 @@ Nothing below this layer knows of the config or of the registry as a whole; noth
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -46,6 +47,7 @@ from nequip_core.training.callbacks import (
     EarlyEnd,
     MetricsTable,
     Patience,
+    StepLimit,
     StepsTable,
 )
 from nequip_core.training.checkpoint import PackageIO
@@ -357,6 +359,8 @@ def build_trainer(
         loggers.append(TensorBoardLogger(folder, name="", version="tensorboard"))
     if training.early_stopping_patience is not None:
         callbacks.append(Patience(training.early_stopping_patience))
+    if trainer.max_steps != -1:
+        callbacks.append(StepLimit(trainer.max_steps))
     callbacks += [checkpoints, EarlyEnd(checkpoints, max_time=seconds(trainer.max_time)), progress, *extra]
     callbacks += [import_class("training.callbacks", item.name)(**item.args) for item in training.callbacks]
     device = device_type(config)
@@ -367,7 +371,6 @@ def build_trainer(
             devices=1,
             strategy=strategy.make.load()(torch.device(device, 0) if device == "cuda" else torch.device(device)),
             max_epochs=trainer.max_epochs,
-            max_steps=trainer.max_steps,
             check_val_every_n_epoch=trainer.check_val_every_n_epoch,
             log_every_n_steps=1,  # ours is that of steps.csv
             limit_train_batches=trainer.limit_train_batches,

@@ -321,14 +321,14 @@ def _check_hash(path: Path, key: str, members: Members, weights: Tensors) -> Non
 
 
 FOREIGN = (
+    (lambda name: name.rpartition("/")[2] == "data.pkl", "is a torch pickle, such as a published nequip checkpoint"),
     (
         lambda name: "/.data/" in name or name.startswith(".data/"),
         "is a published nequip package (a torch.package file)",
     ),
-    (lambda name: name.rpartition("/")[2] == "data.pkl", "is a torch pickle, such as a published nequip checkpoint"),
     (lambda name: "aotinductor" in name, "is a compiled model (.pt2)"),
 )
-"""How a member's name tells whose file it is."""
+"""How a member's name tells whose file it is; the first that fits, since torch's pickles have a .data/ too."""
 
 CONVERT = (
     "Expected a checkpoint or package written by nequip-core. `nequip convert`, which will read published files, comes "

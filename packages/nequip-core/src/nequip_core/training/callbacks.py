@@ -202,12 +202,16 @@ class Checkpoints(Checkpoint):
         folder: of the files; made when it is missing.
         every: epochs between writes of last.ckpt; the last epoch is always written.
         keep_every: epochs between copies that are kept; None: none.
+
+    Attributes:
+        due: write last.ckpt at the end of this epoch, whatever ``every`` says.
     """
 
     def __init__(self, folder: str | Path, *, every: int = 1, keep_every: int | None = None) -> None:
         self.folder = Path(folder)
         self.every = every
         self.keep_every = keep_every
+        self.due = False
         self.best: float | None = None
         self.best_epoch: int | None = None
 
@@ -226,7 +230,7 @@ class Checkpoints(Checkpoint):
         module, epoch = training_module(pl_module), finished_epochs(trainer)
         files = []
         ends = trainer.should_stop or epoch == trainer.max_epochs
-        if epoch % self.every == 0 or ends:
+        if epoch % self.every == 0 or ends or self.due:
             files.append(self.last_path)
         if module.validated and (self.best is None or module.monitored() < self.best):
             self.best, self.best_epoch = module.monitored(), epoch
@@ -339,11 +343,12 @@ class EarlyEnd(Callback):
         self.max_time = max_time
         self._start = time.monotonic()
         self._pressed = False
+        self._ends = False
         self._previous: Any = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Listen. Lightning would answer KeyboardInterrupt with exit code 1, wherever in a step it came."""
-        self._pressed = False
+        self._pressed = self._ends = False
         if threading.current_thread() is threading.main_thread():
             self._previous = signal.signal(signal.SIGINT, self._press)
 
@@ -363,11 +368,13 @@ class EarlyEnd(Callback):
             self.checkpoints.write(trainer, [self.checkpoints.last_path])
             self._stop(trainer, f"in epoch {trainer.current_epoch + 1}, after step {trainer.global_step}")
 
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Have the epoch's checkpoint written after this hook: from a later one Lightning could not resume."""
+        self._ends = self.checkpoints.due = self._reason() is not None
+
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Stop between epochs, whose checkpoint is written unless ``checkpoint_every`` skipped it."""
-        if self._reason() and trainer.current_epoch:
-            if trainer.current_epoch % self.checkpoints.every:
-                self.checkpoints.write(trainer, [self.checkpoints.last_path])
+        """Stop between epochs."""
+        if self._ends:
             self._stop(trainer, f"after epoch {trainer.current_epoch}, step {trainer.global_step}")
 
     def _press(self, signum: int, frame: FrameType | None) -> None:

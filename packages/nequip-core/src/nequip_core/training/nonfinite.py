@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io.extxyz import write_extxyz
 from torch import Tensor
 
@@ -81,7 +82,11 @@ def offending_to(
         found = structures(ids)
         with atomic_write(path) as file:
             for structure in found:
-                write_extxyz(file, structure.to_ase())
+                atoms = structure.to_ase()
+                labels = {name: getattr(structure, name) for name in ("energy", "forces", "stress")}
+                atoms.calc = SinglePointCalculator(atoms, **{k: v for k, v in labels.items() if v is not None})
+                atoms.info["source"] = structure.source
+                write_extxyz(file, atoms)
         return f"The structures of its batch, {', '.join(one.source for one in found)}, are in {path}."
 
     return offending

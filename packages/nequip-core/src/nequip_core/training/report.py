@@ -23,6 +23,7 @@ from nequip_core.training import plots
 from nequip_core.training.plots import Floats
 
 MISSING = "–"
+VALIDATION = "val"  # the name of that set, which comes last: it has chosen the weights
 
 QUANTITIES = {  # of the evaluation files: heading, unit shown, factor to it
     "energy_per_atom": ("Energy", "meV/atom", 1e3),
@@ -91,7 +92,8 @@ def write_report(run_dir: Path) -> Path:
     run_dir = Path(run_dir)
     run = _read_json(run_dir / "run.json")
     metrics = _read_columns(run_dir / "metrics.csv")
-    evaluations = {path.stem: _read_json(path) for path in sorted((run_dir / "evaluation").glob("*.json"))}
+    sets = sorted((run_dir / "evaluation").glob("*.json"), key=lambda path: (path.stem == VALIDATION, path.stem))
+    evaluations = {path.stem: _read_json(path) for path in sets}
     logs = {path.stem: _read_columns(path) for path in sorted((run_dir / "md").glob("*.csv"))}
     drifts = {name: _drift(log, run_dir / "md" / f"{name}.extxyz") for name, log in logs.items()}
     title = str(run["name"])

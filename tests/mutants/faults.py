@@ -1,0 +1,355 @@
+"""The planted faults: one substitution each, and the quick tests of which at least one must fail."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Fault(NamedTuple):
+    """A small change of the package that makes it wrong.
+
+    Attributes:
+        name: what is wrong then.
+        file: under src/nequip_core.
+        old: text that occurs there exactly once.
+        new: in its place.
+        tests: under tests/, as pytest takes them.
+    """
+
+    name: str
+    file: str
+    old: str
+    new: str
+    tests: tuple[str, ...]
+
+
+def law(*names: str, of: str = "TestEveryModel") -> tuple[str, ...]:
+    """Tests of the conformance suite."""
+    return tuple(f"physics/test_conformance.py::{of}::test_{name}" for name in names)
+
+
+FAULTS = (
+    # Derivatives and their signs
+    Fault("force sign", "potential.py", "forces=pulled - pushed", "forces=pushed - pulled", law("forces")),
+    Fault(
+        "stress sign",
+        "potential.py",
+        "return -0.5 * (virial + virial.mT)",
+        "return 0.5 * (virial + virial.mT)",
+        law("virial_and_stress"),
+    ),
+    Fault(
+        "stress not symmetrised",
+        "potential.py",
+        "-0.5 * (virial + virial.mT)",
+        "-virial",
+        ("physics/test_conventions.py::test_stress_is_symmetrised",),
+    ),
+    Fault(
+        "volume of another structure",
+        "potential.py",
+        "/ volume[:, None, None]",
+        "/ volume.roll(1)[:, None, None]",
+        law("virial_and_stress"),
+    ),
+    Fault(
+        "atomic virials of the centres",
+        "potential.py",
+        "segment_sum(products, neighbor, graph.neighbor_ptr, graph.by_neighbor)",
+        "segment_sum(products, centre, graph.row_ptr)",
+        law("atomic_virials"),
+    ),
+    Fault(
+        "ghosts' energies are counted",
+        "potential.py",
+        "counted = torch.where(graph.local, atomic_energy, 0.0)",
+        "counted = atomic_energy",
+        law("single_energies"),
+    ),
+    Fault(
+        "forces can not be trained",
+        "potential.py",
+        "create_graph=self.training",
+        "create_graph=False, retain_graph=self.training",
+        law("weight_gradients"),
+    ),
+    Fault(
+        "gather is not differentiated",
+        "ops/segment.py",
+        "_Gather.apply(x, index, ptr, order)",
+        "_Gather.apply(x.detach(), index, ptr, order)",
+        law("forces"),
+    ),
+    # Graph and neighbours
+    Fault("transposed cell shift", "graph.py", "shift @ cell", "shift @ cell.T", law("lattice_shifts")),
+    Fault(
+        "one edge dropped",
+        "graph.py",
+        "kept = distance < pair_cutoffs[types[centre], types[neighbor]]",
+        "kept = (distance < pair_cutoffs[types[centre], types[neighbor]]) & (np.arange(len(distance)) != 0)",
+        law("extensivity"),
+    ),
+    Fault(
+        "pair cut-offs transposed in the graph",
+        "graph.py",
+        "pair_cutoffs[types[centre], types[neighbor]]",
+        "pair_cutoffs[types[neighbor], types[centre]]",
+        law("smoothness"),
+    ),
+    Fault(
+        "pair cut-offs transposed in the basis",
+        "nn/radial.py",
+        "self.reciprocal[centre, neighbor]",
+        "self.reciprocal[neighbor, centre]",
+        law("smoothness"),
+    ),
+    Fault(
+        "edges not sorted by neighbour",
+        "graph.py",
+        'np.argsort(neighbor, kind="stable")',
+        "np.arange(len(neighbor))",
+        ("core/test_graph.py",),
+    ),
+    Fault(
+        "batch index off by one",
+        "graph.py",
+        "graph.structure_ptr.shape[0] - 1 for",
+        "graph.structure_ptr.shape[0] for",
+        law("batch"),
+    ),
+    Fault(
+        "pointers of a batch not shifted",
+        "graph.py",
+        'neighbor_ptr=pointers("neighbor_ptr", edges)',
+        'neighbor_ptr=pointers("neighbor_ptr", [0] * len(graphs))',
+        ("core/test_graph.py",),
+    ),
+    Fault(
+        "skin list never made anew",
+        "neighbors.py",
+        "(0.5 * self.skin) ** 2",
+        "float('inf')",
+        ("core/test_neighbors.py::test_skin_holds_every_pair_on_the_way",),
+    ),
+    Fault(
+        "skin list made anew too late",
+        "neighbors.py",
+        "(0.5 * self.skin) ** 2",
+        "(2.0 * self.skin) ** 2",
+        ("core/test_neighbors.py::test_skin_holds_every_pair_on_the_way",),
+    ),
+    Fault(
+        "volume without three periodic directions",
+        "structure.py",
+        "if self.pbc.all() else None",
+        "if self.pbc.any() else None",
+        law("virial_and_stress"),
+    ),
+    # Models
+    Fault(
+        "E0 in float32",
+        "models/base.py",
+        "+ types @ self.shift",
+        "+ (types @ self.shift).float()",
+        law("isolated_atom"),
+    ),
+    Fault(
+        "first layer with self-connection",
+        "models/nequip.py",
+        "None if first else SelfConnection",
+        "SelfConnection",
+        law("isolated_atom"),
+    ),
+    Fault(
+        "number of neighbours of the sender",
+        "models/nequip.py",
+        """sent = self.exchange(self.irreps_in.join(self.linear_in(blocks)))
+        received = self.convolution(sent, edges.harmonics, self.radial(edges.radial), graph)
+        update: Blocks = self.linear_out(self.irreps_messages.split(received))
+        update = {irrep: atoms.norm * block for irrep, block in update.items()}""",
+        """sent = {irrep: atoms.norm * block for irrep, block in self.linear_in(blocks).items()}
+        sent = self.exchange(self.irreps_in.join(sent))
+        received = self.convolution(sent, edges.harmonics, self.radial(edges.radial), graph)
+        update: Blocks = self.linear_out(self.irreps_messages.split(received))""",
+        ("core/models/test_nequip.py::test_receiver_counts_its_own_neighbors",),
+    ),
+    Fault(
+        "no exchange between domains",
+        "models/nequip.py",
+        "identity if first else ops.exchange",
+        "identity",
+        ("core/models/test_nequip.py::test_two_domains_are_one",),
+    ),
+    Fault(
+        "sum to the neighbours",
+        "ops/reference.py",
+        "segment_sum(messages, graph.edge_index[0], graph.row_ptr)",
+        "segment_sum(messages, graph.edge_index[1], graph.neighbor_ptr, graph.by_neighbor)",
+        ("core/ops/test_reference.py::test_the_contract_as_written",),
+    ),
+    Fault(
+        "harmonics of even parity",
+        "ops/contracts.py",
+        "(-1) ** l_edge if self.parity else 1",
+        "1",
+        law("inversion", of="TestNequIP"),
+    ),
+    Fault(
+        "silu on odd scalars",
+        "nn/gate.py",
+        "torch.tanh(x[irrep])",
+        "nn.functional.silu(x[irrep])",
+        law("inversion", of="TestNequIP"),
+    ),
+    Fault(
+        "envelope that does not vanish smoothly",
+        "nn/radial.py",
+        "a, b, c = (p + 1) * (p + 2) / 2, p * (p + 2), p * (p + 1) / 2",
+        "a, b, c = 0.0, 0.0, 0.0",
+        ("core/nn/test_radial.py::test_envelope_vanishes_with_two_derivatives",),
+    ),
+    Fault("nuclear repulsion twice", "models/zbl.py", "0.5 * COULOMB", "COULOMB", ("physics/test_conventions.py",)),
+    # Data
+    Fault(
+        "wrong unit of stress",
+        "units.py",
+        '"kbar": 0.1 *',
+        '"kbar":',
+        ("core/test_units.py::test_factors",),
+    ),
+    Fault(
+        "lattice vectors not converted",
+        "data/read.py",
+        "np.asarray(atoms.cell.array) * self.length",
+        "np.asarray(atoms.cell.array)",
+        ("core/data/test_read.py::test_units_and_sign",),
+    ),
+    Fault(
+        "sign of the virial in a file",
+        "data/read.py",
+        "return -virial / abs(",
+        "return virial / abs(",
+        ("core/data/test_read.py::test_virial_becomes_stress",),
+    ),
+    Fault(
+        "missing forces are zero forces",
+        "data/dataset.py",
+        "torch.full((atoms,), structure.forces is not None)",
+        "torch.full((atoms,), True)",
+        ("core/data/test_dataset.py::test_labels_and_masks",),
+    ),
+    Fault(
+        "stress of a slab is trained on",
+        "data/dataset.py",
+        "structure.stress if structure.pbc.all() else None",
+        "structure.stress",
+        ("core/data/test_dataset.py",),
+    ),
+    Fault(
+        "neighbours counted by the sender's type",
+        "data/statistics.py",
+        "np.diff(sample.graph.row_ptr.numpy())",
+        "np.diff(sample.graph.neighbor_ptr.numpy())",
+        ("core/data/test_statistics.py::test_neighbours_by_receiver_with_lonely_atoms_in_the_middle",),
+    ),
+    Fault(
+        "split by the seed of the run",
+        "config/build.py",
+        "seed=shares.seed",
+        "seed=config.seed",
+        ("core/config/test_build.py",),
+    ),
+    Fault(
+        "the same order in every epoch",
+        "data/loader.py",
+        "default_rng([seed, epoch])",
+        "default_rng([seed])",
+        ("core/data/test_loader.py",),
+    ),
+    Fault(
+        "last structures never validated",
+        "data/loader.py",
+        "range(0, structures, size)",
+        "range(0, structures - size + 1, size)",
+        ("core/data/test_loader.py::test_validation_has_every_structure_once_in_order",),
+    ),
+    # Training
+    Fault(
+        "energy error not per atom",
+        "training/loss.py",
+        "whole.value / batch.graph.structure_ptr.diff()",
+        "whole.value",
+        ("core/training/test_loss.py",),
+    ),
+    Fault(
+        "unlabelled structures are counted",
+        "training/loss.py",
+        "self.mask.sum().double()",
+        "torch.tensor(float(len(self.mask)))",
+        ("core/training/test_loss.py", "core/training/test_metrics.py"),
+    ),
+    Fault(
+        "micro-batches divided by their own labels",
+        "data/dataset.py",
+        "denominators or count_labels(joined)",
+        "count_labels(joined)",
+        ("core/data/test_dataset.py::test_given_denominators_stay",),
+    ),
+    Fault(
+        "validation without the averaged weights",
+        "training/ema.py",
+        "parameter.data, self.average[n] = self.average[n], parameter.data",
+        "parameter.data = parameter.data",
+        ("core/training/test_module.py::test_validation_uses_the_average_and_leaves_the_weights",),
+    ),
+    Fault(
+        "packages without the averaged weights",
+        "training/checkpoint.py",
+        '{**trained, **ema["average"]}',
+        "{**trained}",
+        ("core/training/test_module.py::test_validation_uses_the_average_and_leaves_the_weights",),
+    ),
+    Fault(
+        "average of the wrong end",
+        "training/ema.py",
+        "1 - decay)",
+        "decay)",
+        ("core/training/test_ema.py::test_it_follows_the_formula",),
+    ),
+    Fault(
+        "checkpoint without optimizer state",
+        "training/checkpoint.py",
+        'optimizer = rest.pop("optimizer_states")',
+        'optimizer = [{**one, "state": {}} for one in rest.pop("optimizer_states")]',
+        ("core/training/test_module.py::test_resume_at_epoch_end_is_bitwise",),
+    ),
+    Fault(
+        "another order of batches after a resume",
+        "data/datamodule.py",
+        'self.steps.seek(state_dict["epoch"], state_dict["step"])',
+        "self.steps.seek(0, 0)",
+        ("core/training/test_module.py::test_resume_at_epoch_end_is_bitwise",),
+    ),
+    # Engines
+    Fault(
+        "forces of the old positions",
+        "engines/ase.py",
+        "self._wide._replace(positions=torch.tensor(positions, dtype=torch.float64, device=self.device))",
+        "self._wide",
+        ("core/engines/test_ase.py::test_skin_has_no_effect_on_a_trajectory",),
+    ),
+    Fault(
+        "stress of the wrong sign in ASE",
+        "engines/ase.py",
+        "voigt(_numpy(prediction.virial)[0]) / -volume",
+        "voigt(_numpy(prediction.virial)[0]) / volume",
+        ("core/engines/test_ase.py::test_forces_and_stress_are_derivatives_of_the_energy",),
+    ),
+    Fault(
+        "drift per frame in place of time",
+        "engines/dynamics.py",
+        '"time_fs": step * timestep',
+        '"time_fs": float(step)',
+        ("core/engines/test_dynamics.py::test_nve_log_and_trajectory",),
+    ),
+)
