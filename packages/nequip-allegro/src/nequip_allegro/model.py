@@ -1,17 +1,21 @@
 """Allegro: strictly local equivariance (Musaelian et al., arXiv:2204.05249).
 
 Every pair of atoms within the cut-off has scalar and tensor features. A layer contracts a pair's tensor with the
-environment of its centre, the weighted sum of the harmonics of all its edges; what becomes scalar joins the scalar track,
-whose network gives the weights of the next environment. Read-out sums pair energies over an atom's edges.
+environment of its centre, the weighted sum of the harmonics of all its edges; what becomes scalar joins the scalar
+track, whose network gives the weights of the next environment. Read-out sums pair energies over an atom's edges.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
+from torch import Tensor, nn
+
+from nequip_allegro.two_body import BesselEmbedding, SplineEmbedding
 from nequip_core.errors import ConfigError
 from nequip_core.graph import Graph
 from nequip_core.keys import key
@@ -23,9 +27,6 @@ from nequip_core.o3 import SCALAR, Irrep, SphericalHarmonics, couplings
 from nequip_core.ops.contracts import ALLEGRO_CONTRACT, ContractionSpec
 from nequip_core.ops.segment import segment_sum
 from nequip_core.ops.select import Ops
-from torch import Tensor, nn
-
-from nequip_allegro.two_body import BesselEmbedding, SplineEmbedding
 
 
 @dataclass
@@ -79,10 +80,8 @@ class Allegro(nn.Module):
 
         layouts = _layouts(config)
         specs = [
-            ContractionSpec(
-                before, after, config.l_max, channels, config.tp_path_channel_coupling, factors=n == 0
-            )
-            for n, (before, after) in enumerate(zip(layouts[:-1], layouts[1:], strict=True))
+            ContractionSpec(before, after, config.l_max, channels, config.tp_path_channel_coupling, factors=n == 0)
+            for n, (before, after) in enumerate(itertools.pairwise(layouts))
         ]
         self.contractions = nn.ModuleList(ops.make(ALLEGRO_CONTRACT, spec) for spec in specs)
         self.path_weights = nn.ParameterList(
@@ -115,9 +114,7 @@ class Allegro(nn.Module):
         tensors = self._by_degree(self.tensor_weights(pairs))
         latent = self.first(pairs)
         track = [latent[:, : self.scalars]]
-        for contract, path_weights, network in zip(
-            self.contractions, self.path_weights, self.latents, strict=True
-        ):
+        for contract, path_weights, network in zip(self.contractions, self.path_weights, self.latents, strict=True):
             env_weights = self._by_degree(of_edges * latent[:, self.scalars :])
             tensors, _ = contract(tensors, env_weights, harmonics, path_weights, graph)
             # Even scalars come first.
@@ -165,9 +162,7 @@ def _layouts(config: AllegroConfig) -> list[tuple[Irrep, ...]]:
     into an even scalar has no effect and is left out.
     """
     harmonics = [Irrep(degree, (-1) ** degree) for degree in range(config.l_max + 1)]
-    wanted = (
-        [Irrep(degree, p) for degree in range(config.l_max + 1) for p in (1, -1)] if config.parity else harmonics
-    )
+    wanted = [Irrep(degree, p) for degree in range(config.l_max + 1) for p in (1, -1)] if config.parity else harmonics
 
     def reached(irrep: Irrep, outputs: list[Irrep]) -> set[Irrep]:
         return {out for one in harmonics for out in couplings(irrep, one.l, one.p, outputs)}

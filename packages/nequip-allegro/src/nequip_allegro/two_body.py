@@ -6,11 +6,12 @@ import math
 
 import torch
 from jaxtyping import Float
+from torch import Tensor, nn
+
 from nequip_core.graph import Graph
 from nequip_core.nn.embedding import one_hot
 from nequip_core.nn.mlp import MLP
 from nequip_core.nn.radial import BesselBasis
-from torch import Tensor, nn
 
 
 class BesselEmbedding(nn.Module):
@@ -38,8 +39,8 @@ class BesselEmbedding(nn.Module):
 class SplineEmbedding(nn.Module):
     """Splines for each ordered pair of types: sum_k W[pair, u, k] B_k(x).
 
-    B_k(x) = (1 - cos(2 pi (clip(x, l_k, l_k + D) - l_k) / D))^2 / 4 with l_k = (k - span) / num and D = (span + 1) / num:
-    smooth bumps, the last of which ends at the cut-off.
+    B_k(x) = (1 - cos(2 pi (clip(x, l_k, l_k + D) - l_k) / D))^2 / 4 are smooth bumps with l_k = (k - span) / num and
+    D = (span + 1) / num, the last of which ends at the cut-off.
     """
 
     def __init__(self, num_types: int, dim: int, num_splines: int, span: int) -> None:
@@ -60,5 +61,6 @@ class SplineEmbedding(nn.Module):
         types = one_hot(graph.types, self.num_types, torch.float64)
         centre, neighbor = types[graph.edge_index].unbind(0)
         pairs = (centre.unsqueeze(2) * neighbor.unsqueeze(1)).flatten(1)
-        table = (pairs @ self.weights.double()).unflatten(1, (self.dim, self.num_splines))
-        return (table @ bumps.unsqueeze(2)).squeeze(2).to(self.weights.dtype)
+        table = torch.unflatten(pairs @ self.weights.double(), 1, (self.dim, self.num_splines))
+        embedding: Tensor = (table @ bumps.unsqueeze(2)).squeeze(2)
+        return embedding.to(self.weights.dtype)

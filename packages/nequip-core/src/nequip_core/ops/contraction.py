@@ -8,6 +8,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
@@ -154,31 +156,31 @@ class _Pad(torch.autograd.Function):
     """Each edge has one place, so the derivative is a gather, which is deterministic and quick."""
 
     @staticmethod
-    def forward(x, rows):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN205
+    def forward(x: Tensor, rows: Rows) -> Tensor:
         padded = x.new_zeros(rows.index.numel(), *x.shape[1:])
-        return padded.index_copy_(0, rows.place, x).unflatten(0, rows.index.shape)
+        return torch.unflatten(padded.index_copy_(0, rows.place, x), 0, rows.index.shape)
 
     @staticmethod
-    def setup_context(ctx, inputs, output):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN205
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         ctx.rows = inputs[1]
 
     @staticmethod
-    def backward(ctx, grad):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN205
-        return _Unpad.apply(grad, ctx.rows), None
+    def backward(ctx: Any, *grads: Any) -> tuple[Any, ...]:
+        return _Unpad.apply(grads[0], ctx.rows), None  # type: ignore[no-untyped-call]
 
 
 class _Unpad(torch.autograd.Function):
     @staticmethod
-    def forward(x, rows):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN205
+    def forward(x: Tensor, rows: Rows) -> Tensor:
         return x.flatten(0, 1).index_select(0, rows.place)
 
     @staticmethod
-    def setup_context(ctx, inputs, output):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN205
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         ctx.rows = inputs[1]
 
     @staticmethod
-    def backward(ctx, grad):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN205
-        return _Pad.apply(grad, ctx.rows), None
+    def backward(ctx: Any, *grads: Any) -> tuple[Any, ...]:
+        return _Pad.apply(grads[0], ctx.rows), None  # type: ignore[no-untyped-call]
 
 
 class UnrolledContraction(nn.Module):

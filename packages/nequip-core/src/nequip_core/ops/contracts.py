@@ -18,8 +18,8 @@ nequip.convolution/1
     Differentiable twice with respect to h, harmonics and weights. Deterministic.
 
 allegro.contract/1
-    One tensor-product layer of Allegro (arXiv:2204.05249, eq. 15-17): each atom's environment, the sum over its edges of
-    weighted harmonics, contracted with the tensor features of the same edges.
+    One tensor-product layer of Allegro (arXiv:2204.05249, eq. 15-17): each atom's environment, the sum over its edges
+    of weighted harmonics, contracted with the tensor features of the same edges.
 
     ``contract(features, env_weights, harmonics, path_weights, graph) -> (out, environment)``
 
