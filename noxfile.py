@@ -162,7 +162,7 @@ def _checkout(tag: str, folder: Path) -> Path:
 def mutants(session: nox.Session) -> None:
     """Planted faults, each of which must make a test fail."""
     exe = python(session)
-    run(session, exe, "tests/mutants.py", *session.posargs)
+    run(session, exe, "tests/mutants/run.py", *session.posargs)
 
 
 @shared

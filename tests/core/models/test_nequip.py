@@ -73,7 +73,7 @@ def test_values_that_make_no_model(bad: dict[str, Any], make_model: Models) -> N
 def test_receiver_counts_its_own_neighbors(
     rng: np.random.Generator, make_model: Models, to_graph: ToGraph, random_structure: Structures
 ) -> None:
-    """avg_num_neighbors by type belongs to the atom that receives: with one layer, the others' numbers do not matter."""
+    """avg_num_neighbors by type belongs to the receiving atom: with one layer, the others' numbers do not matter."""
     structure = random_structure(rng)
     energies = []
     for oxygen in (2.0, 8.0):

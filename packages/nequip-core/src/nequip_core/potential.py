@@ -53,6 +53,8 @@ class Potential(nn.Module):
             atomic_energy = self.model(graph, vectors)
             counted = torch.where(graph.local, atomic_energy, 0.0)
             (gradient,) = torch.autograd.grad(counted.sum(), vectors, create_graph=self.training)
+        if not self.training:
+            vectors, atomic_energy = vectors.detach(), atomic_energy.detach()
         return derivatives(graph, vectors, atomic_energy, gradient, atomic_virial=atomic_virial)
 
 

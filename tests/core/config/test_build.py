@@ -1,0 +1,110 @@
+"""From a config to objects: what the training set decides."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from nequip_core.config.build import build_loss, resolve_model, resolve_types, seconds
+from nequip_core.config.schema import Config
+from nequip_core.data.statistics import AtomicEnergies, Statistics
+from nequip_core.errors import InputError
+from nequip_core.models.nequip import NequIPConfig
+from nequip_core.plugins.manager import load_registry
+from nequip_core.structure import Structure
+
+
+def structure(numbers: list[int], names: tuple[str, ...] | None = None) -> Structure:
+    count = len(numbers)
+    return Structure(
+        positions=3.0 * np.arange(3 * count, dtype=float).reshape(count, 3),
+        numbers=np.array(numbers),
+        cell=np.zeros((3, 3)),
+        pbc=np.zeros(3, dtype=bool),
+        type_names=names,
+        source="made:0",
+    )
+
+
+def statistics(**values: Any) -> Statistics:
+    energies = AtomicEnergies("least_squares", {"H": -13.6, "O": -430.0}, 2, (), 0.1, "")
+    known: dict[str, Any] = {
+        "n_structures": 3,
+        "n_atoms": 9,
+        "n_edges": 18,
+        "atoms_per_type": {"H": 6, "O": 3},
+        "avg_num_neighbors": 2.0,
+        "avg_num_neighbors_per_type": {"H": 1.5, "O": 3.0},
+        "forces_rms": 0.5,
+        "per_atom_energy_mean": -150.0,
+        "per_atom_energy_std": 0.25,
+        "atomic_energies": energies,
+    }
+    return Statistics(**(known | values))
+
+
+def test_types_are_the_elements_by_atomic_number() -> None:
+    found = resolve_types(NequIPConfig(cutoff=3.0), [structure([29, 8]), structure([1, 8])])
+    assert (found.types, found.elements) == (["H", "O", "Cu"], {})
+
+
+def test_finer_types_bring_their_elements() -> None:
+    water = structure([8, 1, 1], ("Ow", "Hw", "Hw"))
+    found = resolve_types(NequIPConfig(cutoff=3.0), [water, structure([8, 6], ("O", "C"))])
+    assert (found.types, found.elements) == (["Hw", "C", "O", "Ow"], {"Ow": "O", "Hw": "H"})
+    given = resolve_types(NequIPConfig(cutoff=3.0, types=["Ow", "Hw"], elements={"Ow": "O"}), [water])
+    assert (given.types, given.elements) == (["Ow", "Hw"], {"Ow": "O", "Hw": "H"})
+
+
+def test_a_type_of_two_elements() -> None:
+    with pytest.raises(InputError, match="made:0: atoms of type 'X' are"):
+        resolve_types(NequIPConfig(cutoff=3.0), [structure([8, 1], ("X", "X"))])
+
+
+def test_resolved_numbers() -> None:
+    config = NequIPConfig(cutoff=3.0, types=["H", "O"])
+    found = resolve_model(config, statistics())
+    assert found.atomic_energies == {"H": -13.6, "O": -430.0}
+    assert (found.energy_scale, found.avg_num_neighbors) == (0.5, 2.0)
+    other = replace(config, energy_scale="per_atom_energy_std", avg_num_neighbors="auto_per_type")
+    found = resolve_model(other, statistics())
+    assert (found.energy_scale, found.avg_num_neighbors) == (0.25, {"H": 1.5, "O": 3.0})
+    given = replace(config, energy_scale={"H": 1.0, "O": 2.0}, avg_num_neighbors=7.0)
+    found = resolve_model(given, statistics(forces_rms=None, avg_num_neighbors=0.0))
+    assert (found.energy_scale, found.avg_num_neighbors) == ({"H": 1.0, "O": 2.0}, 7.0)
+
+
+@pytest.mark.parametrize(
+    ("keys", "values", "message"),
+    [
+        ({}, {"forces_rms": None}, "no label for it"),
+        ({}, {"forces_rms": 0.0}, "only zeros"),
+        ({}, {"avg_num_neighbors": 0.0}, "No atom of the training set has a neighbour"),
+        (
+            {"avg_num_neighbors": "auto_per_type"},
+            {"avg_num_neighbors_per_type": {"H": 0.0, "O": 1.0}},
+            "No atom of type H of",
+        ),
+    ],
+)
+def test_numbers_that_the_data_do_not_give(keys: dict[str, Any], values: dict[str, Any], message: str) -> None:
+    config = NequIPConfig(cutoff=3.0, types=["H", "O"], **keys)
+    with pytest.raises(InputError, match=message):
+        resolve_model(config, statistics(**values))
+
+
+@pytest.mark.parametrize(("per_atom", "quantity"), [(True, "energy_per_atom"), (False, "energy")])
+def test_loss_has_the_terms_that_weigh_something(per_atom: bool, quantity: str) -> None:
+    config = Config()
+    config.training.loss.energy.per_atom = per_atom
+    config.training.loss.energy.weight = 3.0
+    loss = build_loss(config, load_registry())
+    assert [(term.quantity, term.weight) for term in loss.terms] == [(quantity, 3.0), ("forces", 1.0)]
+
+
+def test_seconds() -> None:
+    assert seconds(None) is None
+    assert seconds("01:02:03:04") == 93784
