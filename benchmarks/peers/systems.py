@@ -6,7 +6,20 @@ import numpy as np
 from ase import Atoms
 from ase.build import bulk, molecule
 
-SETTINGS = {"num_layers": 3, "l_max": 2, "parity": True, "num_features": 32, "cutoff": 5.0}
+NEQUIP = {"num_layers": 3, "l_max": 2, "parity": True, "num_features": 32, "cutoff": 5.0}
+ALLEGRO = {
+    "l_max": 2,
+    "parity": True,
+    "num_scalar_features": 128,
+    "num_tensor_features": 64,
+    "tp_path_channel_coupling": False,
+    "cutoff": 6.0,
+}
+MODELS = {
+    "nequip": NEQUIP,
+    "allegro_2": ALLEGRO | {"num_layers": 2},
+    "allegro_3": ALLEGRO | {"num_layers": 3},
+}
 
 
 def silicon() -> list[Atoms]:
@@ -24,8 +37,26 @@ def molecules() -> list[Atoms]:
     return frames
 
 
-SYSTEMS = {"silicon_64": silicon, "ethanol_5x9": molecules}
-TYPES = ["H", "C", "O", "Si"]
+def water(side: int = 4) -> list[Atoms]:
+    """side^3 molecules at the density of water, turned at random: 192 atoms, 87 neighbours each within 6 Å."""
+    rng = np.random.default_rng(0)
+    spacing = 3.105
+    frames = []
+    for place in np.ndindex(side, side, side):
+        one = molecule("H2O")
+        one.euler_rotate(*rng.uniform(0, 360, 3))
+        one.positions += (np.array(place) + 0.5) * spacing + rng.normal(scale=0.1, size=3)
+        frames.append(one)
+    whole = frames[0]
+    for one in frames[1:]:
+        whole += one
+    whole.set_cell(np.eye(3) * spacing * side)
+    whole.pbc = True
+    return [whole]
+
+
+SYSTEMS = {"silicon_64": silicon, "ethanol_5x9": molecules, "water_192": water}
+TYPES = {"silicon_64": ["Si"], "ethanol_5x9": ["H", "C", "O"], "water_192": ["H", "O"]}
 
 
 def labels(frames: list[Atoms]) -> tuple[np.ndarray, np.ndarray]:

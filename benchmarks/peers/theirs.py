@@ -8,33 +8,42 @@ import torch
 from nequip.data import AtomicDataDict, compute_neighborlist_, from_ase
 from nequip.model import NequIPGNNModel
 from nequip.utils.global_state import set_global_state
-from systems import SETTINGS, SYSTEMS, TYPES, labels
-from timing import median_ms, report
+from systems import MODELS, SYSTEMS, TYPES, labels
+from timing import median_ms, peak_memory_mb, report, start_memory
 
 
-def main(name: str, threads: int) -> None:
+def main(model_name: str, name: str, threads: int, device: str) -> None:
     torch.set_num_threads(threads)
     set_global_state()
-    settings = dict(SETTINGS)
-    model = NequIPGNNModel(
-        seed=1,
-        model_dtype="float32",
-        type_names=TYPES,
-        r_max=settings.pop("cutoff"),
-        avg_num_neighbors=20.0,
-        per_type_energy_scales=1.0,
-        per_type_energy_shifts=-1.0,
-        **settings,
-    )
+    types = TYPES[name]
+    settings = dict(MODELS[model_name])
+    cutoff = settings.pop("cutoff")
+    common = {
+        "seed": 1,
+        "model_dtype": "float32",
+        "type_names": types,
+        "r_max": cutoff,
+        "avg_num_neighbors": 20.0,
+        "per_type_energy_scales": 1.0,
+        "per_type_energy_shifts": -1.0,
+    }
+    if model_name == "nequip":
+        model = NequIPGNNModel(**common, **settings).to(device)
+    else:
+        from allegro.model import AllegroModel
+
+        embed = {"_target_": "allegro.nn.TwoBodyBesselScalarEmbed", "num_bessels": 8}
+        model = AllegroModel(**common, **settings, radial_chemical_embed=embed, radial_chemical_embed_dim=64).to(device)
     frames = SYSTEMS[name]()
     graphs = []
     for atoms in frames:
-        graph = compute_neighborlist_(from_ase(atoms), r_max=SETTINGS["cutoff"])
-        graph["atom_types"] = torch.tensor([TYPES.index(s) for s in atoms.get_chemical_symbols()])
+        graph = compute_neighborlist_(from_ase(atoms), r_max=cutoff)
+        graph["atom_types"] = torch.tensor([types.index(s) for s in atoms.get_chemical_symbols()])
         graphs.append(graph)
     batch = AtomicDataDict.batched_from_list(graphs) if len(graphs) > 1 else graphs[0]
-    energy, forces = (torch.from_numpy(x) for x in labels(frames))
+    energy, forces = (torch.from_numpy(x).to(device) for x in labels(frames))
     energy = energy.unsqueeze(1)
+    batch = {key: value.to(device) for key, value in batch.items()}
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-6)
 
     def train() -> None:
@@ -49,13 +58,19 @@ def main(name: str, threads: int) -> None:
         model.eval()
         model(dict(batch))
 
+    start_memory(device)
+    evaluate_ms = median_ms(evaluate, device)
+    evaluate_mb = peak_memory_mb(device)
+    train_ms = median_ms(train, device)
     report(
-        train_ms=median_ms(train),
-        evaluate_ms=median_ms(evaluate),
+        train_ms=train_ms,
+        evaluate_ms=evaluate_ms,
+        train_mb=peak_memory_mb(device),
+        evaluate_mb=evaluate_mb,
         edges=batch["edge_index"].shape[1],
         parameters=sum(p.numel() for p in model.parameters()),
     )
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]))
+    main(sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4])
