@@ -10,7 +10,7 @@ from pathlib import Path
 
 from nequip_core.training.report import write_report
 
-HERE = Path(__file__).parent
+HERE = Path("examples/demo")  # the paths of demo.yaml are relative to the root of the repository
 RUN = Path("runs/demo")
 NEQUIP = Path(sysconfig.get_path("scripts")) / "nequip"
 ETHANOL = 60  # its first frame in molecules_test.xyz.xz
@@ -29,7 +29,7 @@ def main(overrides: list[str]) -> None:
     nequip("train", HERE / "demo.yaml", f"run.dir={RUN}", "run.if_exists=new", *overrides)
     (RUN / "md").mkdir()
     start = [HERE / "molecules_test.xyz.xz", "--index", str(ETHANOL)]
-    length = ["--timestep", "0.5", "--steps", "4000", "--interval", "20", "--temperature", "300"]
+    length = ["--timestep", "0.5", "--steps", "4000", "--interval", "40", "--temperature", "300"]
     files = ["--log", RUN / "md" / "ethanol.csv", "--trajectory", RUN / "md" / "ethanol.extxyz"]
     nequip("md", RUN, *start, "--ensemble", "nve", *length, *files)
     print(f"\nThe report: {write_report(RUN).resolve()}")
