@@ -23,9 +23,10 @@ from nequip_core.config.schema import RULES, Config
 from nequip_core.keys import MISSING
 from nequip_core.models.base import ModelConfig
 from nequip_core.plugins import hookspecs
-from nequip_core.plugins.manager import CORE_DISTRIBUTION, Registry, build_registry, discover
+from nequip_core.plugins.manager import Registry, build_registry, discover
 
 REFERENCE = Path(__file__).parent / "reference"
+OURS = {path.parent.name for path in Path(__file__).parents[1].glob("packages/*/pyproject.toml")}
 NOTE = "<!-- Written by docs/generate.py from the code; change it there. -->\n\n"
 
 
@@ -150,7 +151,7 @@ def commands_page(registry: Registry) -> str:
 
 
 def plugins_page(registry: Registry) -> str:
-    """All hooks with their examples, and what core offers through them."""
+    """All hooks with their examples, and what our packages offer through them."""
     text = "# Plugin hooks\n\n" + NOTE + f"{demark(hookspecs.__doc__ or '')}\n\n"
     tree = ast.parse(Path(hookspecs.__file__).read_text(encoding="utf-8"))
     for node in tree.body:
@@ -159,10 +160,12 @@ def plugins_page(registry: Registry) -> str:
             if not doc:
                 raise SystemExit(f"docs/generate.py: the hook {node.name} has no docstring.")
             text += f"## {node.name}\n\n{demark(doc)}\n\n"
-    text += "## What nequip-core offers\n\n"
-    (core,) = (plugin for plugin in registry.plugins if plugin.distribution == CORE_DISTRIBUTION)
-    offered = ([f"`{hook}`", ", ".join(f"`{name}`" for name in names)] for hook, names in sorted(core.records.items()))
-    return text + table(("hook", "names"), offered)
+    for plugin in registry.plugins:
+        offered = [
+            [f"`{hook}`", ", ".join(map("`{}`".format, names))] for hook, names in plugin.records.items() if names
+        ]
+        text += f"## What {plugin.distribution} offers\n\n{table(('hook', 'names'), offered)}"
+    return text
 
 
 def demark(doc: str) -> str:
@@ -193,8 +196,11 @@ PAGES: dict[str, Callable[[Registry], str]] = {
 
 
 def main(argv: list[str]) -> int:
-    """Write or check the pages: what core offers, whatever else is installed."""
-    registry = build_registry([source for source in discover() if source.distribution == CORE_DISTRIBUTION])
+    """Write or check the pages: what our packages offer, whatever else is installed."""
+    registry = build_registry([source for source in discover() if source.distribution in OURS])
+    lacking = OURS - {plugin.distribution for plugin in registry.plugins}
+    if lacking:
+        raise SystemExit(f"docs/generate.py: install {', '.join(sorted(lacking))} first; nox -s docs does.")
     stale = []
     for name, make in PAGES.items():
         path, text = REFERENCE / name, make(registry).rstrip("\n") + "\n"
