@@ -129,10 +129,10 @@ def test_a_missing_checkpoint_says_which_there_are(checkpoint: Write, tmp_path: 
 def test_an_unknown_model_names_the_distribution(write_model: Write, tmp_path: Path) -> None:
     path = write_model(tmp_path / "a.nequip.zip", **SMALL)
     members = read_package(path)
-    members.manifest["model_from"] = "nequip-allegro 1.2.0"
+    members.manifest["model_from"] = "nequip-orbits 1.2.0"
     write_package(path, members)
-    change_model(path, lambda model: model.update(name="allegro"))
-    with pytest.raises(ArtifactError, match=r"'allegro' model.*nequip-allegro 1\.2\.0.*Known here: nequip"):
+    change_model(path, lambda model: model.update(name="orbits"))
+    with pytest.raises(ArtifactError, match=r"'orbits' model.*nequip-orbits 1\.2\.0.*Known here: .*nequip"):
         load_model(path)
 
 
