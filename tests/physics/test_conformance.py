@@ -9,7 +9,6 @@ import pytest
 from nequip_core.nn import gate
 from nequip_core.plugins.manager import load_registry
 from nequip_core.testing import checks, systems
-from nequip_core.testing.checks import Case
 from nequip_core.testing.conformance import ASYMMETRIC_CUTOFFS, ModelConformance
 
 ODD_SCALARS = {"num_layers": 6, "avg_num_neighbors": 0.5}
@@ -37,15 +36,14 @@ class TestNequIP(ModelConformance):
             "zbl": True,
         },
         "one layer": {"num_layers": 1},
+        "without parity": {"parity": False, "num_layers": 3},
+        "norm of the sender": {
+            "avg_num_neighbors": {"H": 3.0, "O": 8.0, "Ow": 5.0},
+            "avg_num_neighbors_of": "sender",
+            "readout_mlp": [6],
+            "readout_nonlinearity": "gelu",
+        },
     }
-
-
-class TestNequIPWithoutParity(ModelConformance):
-    model = "nequip"
-    variations: ClassVar = {"three layers": {"parity": False, "num_layers": 3}}
-
-    def test_inversion(self, nequip_case: Case) -> None:
-        checks.no_inversion(nequip_case)
 
 
 def test_odd_scalars_matter(monkeypatch: pytest.MonkeyPatch) -> None:

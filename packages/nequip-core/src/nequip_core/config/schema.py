@@ -293,6 +293,8 @@ RULES: Mapping[str, Rule] = {
     "model.num_bessels": COUNT,
     "model.polynomial_cutoff_p": Rule("a whole number of at least 2", lambda v: _is_count(v, 2)),
     "model.nonlinearity": one_of("silu", "mish", "gelu", "none"),
+    "model.readout_nonlinearity": one_of("auto", "silu", "mish", "gelu", "none"),
+    "model.avg_num_neighbors_of": one_of("receiver", "sender"),
     "model.avg_num_neighbors": _word_or_numbers("auto", "auto_per_type"),
     **{f"training.loss.{term}.weight": NOT_NEGATIVE for term in ("energy", "forces", "stress")},
     **{f"training.loss.{term}.delta": POSITIVE for term in ("energy", "forces", "stress")},

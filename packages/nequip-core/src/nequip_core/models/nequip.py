@@ -36,7 +36,7 @@ class NequIPConfig(ModelConfig):
 
     name: str = key("nequip", "registered name of the model")
     l_max: int = key(2, "largest degree of features and of the edges' spherical harmonics")
-    parity: bool = key(True, "features of both parities (O(3)); false: even ones only (SO(3))")
+    parity: bool = key(True, "features of both parities; false: only those of the edges' harmonics, (-1)^l")
     num_layers: int = key(4, "interaction layers; information travels one cut-off in each")
     num_features: Any = key(32, "channels of each irrep; one number, or a list with one for each l")
     type_embedding_dim: Any = key("auto", "width of the type embedding; auto: the channels of l = 0")
@@ -44,8 +44,12 @@ class NequIPConfig(ModelConfig):
     num_bessels: int = key(8, "radial basis functions")
     train_bessels: bool = key(False, "whether the frequencies of the radial basis are trained")
     polynomial_cutoff_p: int = key(6, "exponent of the smooth envelope at the cut-off")
-    nonlinearity: str = key("silu", "of the radial and the read-out network: silu | mish | gelu | none")
+    nonlinearity: str = key("silu", "of the radial network: silu | mish | gelu | none")
     readout_mlp: list[int] = key([], "widths of hidden layers of the read-out; []: linear")
+    readout_nonlinearity: str = key("auto", "of the read-out network: auto (nonlinearity) | silu | mish | gelu | none")
+    avg_num_neighbors_of: str = key(
+        "receiver", "whose type avg_num_neighbors goes by: receiver | sender (models of the published nequip)"
+    )
 
     def message_passing_layers(self) -> int:
         """One cut-off for each layer."""
@@ -87,7 +91,8 @@ class Interaction(nn.Module):
     ) -> None:
         super().__init__()
         self.irreps_in, self.irreps_out = irreps_in, irreps_out
-        spec = ConvolutionSpec(irreps_in, config.l_max, config.parity, tuple(irrep for irrep, _ in irreps_out))
+        self.norm_of_sender = config.avg_num_neighbors_of == "sender"
+        spec = ConvolutionSpec(irreps_in, config.l_max, True, tuple(irrep for irrep, _ in irreps_out))
         self.linear_in = EquivariantLinear(irreps_in, irreps_in)
         self.exchange: Exchange = identity if first else ops.exchange
         self.radial = MLP([config.num_bessels, *config.radial_mlp, spec.num_weights], config.nonlinearity)
@@ -108,10 +113,14 @@ class Interaction(nn.Module):
     ) -> Float[Tensor, "atoms features_out"]:
         """Features after this layer."""
         blocks = self.irreps_in.split(h)
-        sent = self.exchange(self.irreps_in.join(self.linear_in(blocks)))
+        messages = self.linear_in(blocks)
+        if self.norm_of_sender:
+            messages = _scaled(messages, atoms.norm)
+        sent = self.exchange(self.irreps_in.join(messages))
         received = self.convolution(sent, edges.harmonics, self.radial(edges.radial), graph)
         update: Blocks = self.linear_out(self.irreps_messages.split(received))
-        update = {irrep: atoms.norm * block for irrep, block in update.items()}
+        if not self.norm_of_sender:
+            update = _scaled(update, atoms.norm)
         if self.self_connection is not None:
             for irrep, block in self.self_connection(blocks, atoms.embedding, atoms.types).items():
                 update[irrep] = update[irrep] + block
@@ -124,9 +133,8 @@ class NequIP(nn.Module):
     def __init__(self, config: NequIPConfig, info: ModelInfo, ops: Ops) -> None:
         super().__init__()
         self.info = info
-        features = _features(config)
-        num_types = len(info.types)
-        embedding_dim = features[0] if config.type_embedding_dim == "auto" else int(config.type_embedding_dim)
+        before_and_after = layouts(config)
+        num_types, embedding_dim = len(info.types), before_and_after[0].dim
         self.embedding = nn.Parameter(torch.randn(num_types, embedding_dim))
         self.distance = ScaledDistance(info.pair_cutoffs)
         self.harmonics = SphericalHarmonics(config.l_max)
@@ -136,16 +144,17 @@ class NequIP(nn.Module):
             trainable=config.train_bessels,
             factor=2 * math.pi / info.cutoff**2,
         )
-        # A single number or one per receiving type; both become one per type.
+        # A single number or one per type; both become one per type.
         self.register_buffer("norm", per_type(config.avg_num_neighbors, info.types).rsqrt(), persistent=False)
         self.norm: Tensor
 
-        layouts = _layouts(config, features, embedding_dim)
         self.layers = nn.ModuleList(
             Interaction(before, after, config, first=n == 0, num_types=num_types, embedding_dim=embedding_dim, ops=ops)
-            for n, (before, after) in enumerate(itertools.pairwise(layouts))
+            for n, (before, after) in enumerate(itertools.pairwise(before_and_after))
         )
-        self.readout = MLP([layouts[-1].dim, *config.readout_mlp, 1], config.nonlinearity)
+        auto = config.readout_nonlinearity == "auto"
+        nonlinearity = config.nonlinearity if auto else config.readout_nonlinearity
+        self.readout = MLP([before_and_after[-1].dim, *config.readout_mlp, 1], nonlinearity)
 
     def forward(self, graph: Graph, edge_vectors: Float[Tensor, "edges 3"]) -> Float[Tensor, "atoms"]:
         """Energy of each atom, dimensionless, from edge vectors in Å; zero for an atom without edges."""
@@ -175,6 +184,10 @@ def build(config: NequIPConfig, info: ModelInfo, ops: Ops) -> NequIP:
     return NequIP(config, info, ops)
 
 
+def _scaled(blocks: Blocks, factor: Float[Tensor, "atoms 1 1"]) -> Blocks:
+    return {irrep: factor * block for irrep, block in blocks.items()}
+
+
 def _features(config: NequIPConfig) -> list[int]:
     """Channels for each l."""
     given = config.num_features
@@ -187,19 +200,26 @@ def _features(config: NequIPConfig) -> list[int]:
     return channels
 
 
-def _layouts(config: NequIPConfig, features: list[int], embedding_dim: int) -> list[Irreps]:
+def layouts(config: NequIPConfig, *, pruned: bool = True) -> list[Irreps]:
     """The features before the first and after each layer: irreps that can be reached and that matter to the energy.
 
     Forward, an irrep exists where a tensor product gives it. Backward, one that no later layer can turn into an even
     scalar has no effect (with parity, half of the features before the last layer) and is left out.
+
+    Args:
+        config: of the model.
+        pruned: false: keep those without effect before the last layer, as the published nequip does.
+
+    Raises:
+        ConfigError: the numbers of features make no model.
     """
-    wanted = [Irrep(degree, p) for degree in range(config.l_max + 1) for p in ((1, -1) if config.parity else (1,))]
+    features = _features(config)
+    embedding_dim = features[0] if config.type_embedding_dim == "auto" else int(config.type_embedding_dim)
+    degrees = range(config.l_max + 1)
+    wanted = [Irrep(degree, p) for degree in degrees for p in ((1, -1) if config.parity else ((-1) ** degree,))]
 
     def reached(irrep: Irrep, outputs: Iterable[Irrep]) -> set[Irrep]:
-        parities = [(-1) ** degree if config.parity else 1 for degree in range(config.l_max + 1)]
-        return {
-            out for degree, parity in enumerate(parities) for out in couplings(irrep, degree, parity, list(outputs))
-        }
+        return {out for degree in degrees for out in couplings(irrep, degree, (-1) ** degree, list(outputs))}
 
     exist = [{SCALAR}]
     for _ in range(config.num_layers - 1):
@@ -208,5 +228,6 @@ def _layouts(config: NequIPConfig, features: list[int], embedding_dim: int) -> l
     for before in reversed(exist[1:]):
         # Through a tensor product, or through the self-connection.
         matter.append({irrep for irrep in before if irrep in matter[-1] or reached(irrep, matter[-1])})
-    hidden = [Irreps((irrep, features[irrep.l]) for irrep in wanted if irrep in kept) for kept in reversed(matter)]
+    kept = reversed(matter) if pruned else [*exist[1:], {SCALAR}]
+    hidden = [Irreps((irrep, features[irrep.l]) for irrep in wanted if irrep in after) for after in kept]
     return [Irreps([(SCALAR, embedding_dim)]), *hidden]
