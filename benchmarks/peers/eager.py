@@ -16,12 +16,21 @@ from pathlib import Path
 import numpy as np
 
 HERE = Path(__file__).parent
-CASES = (
-    ("nequip", "silicon_64"),
-    ("nequip", "ethanol_5x9"),
-    ("allegro_2", "water_192"),
-    ("allegro_3", "water_192"),
-)
+CASES = {
+    "cpu": (
+        ("nequip", "silicon_64"),
+        ("nequip", "ethanol_5x9"),
+        ("allegro_2", "water_192"),
+        ("allegro_3", "water_192"),
+    ),
+    "cuda": (
+        ("nequip", "silicon_64"),
+        ("nequip", "water_1536"),
+        ("allegro_2", "water_192"),
+        ("allegro_2", "water_1536"),
+        ("allegro_3", "water_1536"),
+    ),
+}
 FIGURES = ("train_ms", "evaluate_ms", "train_mb", "evaluate_mb")
 
 
@@ -47,7 +56,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     rows = []
-    for case in CASES:
+    for case in CASES[options.device]:
         if options.only not in " ".join(case):
             continue
         sides = ((options.ours, "ours.py"), (options.theirs, "theirs.py"))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 from ase import Atoms
 from ase.build import bulk, molecule
@@ -55,8 +57,8 @@ def water(side: int = 4) -> list[Atoms]:
     return [whole]
 
 
-SYSTEMS = {"silicon_64": silicon, "ethanol_5x9": molecules, "water_192": water}
-TYPES = {"silicon_64": ["Si"], "ethanol_5x9": ["H", "C", "O"], "water_192": ["H", "O"]}
+SYSTEMS = {"silicon_64": silicon, "ethanol_5x9": molecules, "water_192": water, "water_1536": partial(water, 8)}
+TYPES = {"silicon_64": ["Si"], "ethanol_5x9": ["H", "C", "O"], "water_192": ["H", "O"], "water_1536": ["H", "O"]}
 
 
 def labels(frames: list[Atoms]) -> tuple[np.ndarray, np.ndarray]:
