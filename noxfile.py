@@ -97,6 +97,13 @@ def docs(session: nox.Session) -> None:
 
 
 @shared
+def slow_tests(session: nox.Session) -> None:
+    """Tests that take minutes: a run that is interrupted 20 times, for instance."""
+    exe = python(session)
+    run(session, exe, "-m", "pytest", "-m", "slow", *session.posargs)
+
+
+@shared
 def gpu_tests(session: nox.Session) -> None:
     """The device tests; none may skip. Without a CUDA device: exit code 2."""
     exe = python(session)

@@ -123,6 +123,32 @@ def test_nothing_is_written_before_begin(data: Path, tmp_path: Path) -> None:
         pass
 
 
+def test_two_that_begin_at_once(data: Path, tmp_path: Path) -> None:
+    config = make(data)
+    config.run.dir = str(tmp_path / "run")
+    with Run(config, load_registry()) as one, Run(config, load_registry()) as two:
+        one.begin([])
+        with pytest.raises(InputError, match="another run writes"):
+            two.begin([])
+        one.__exit__()
+        with pytest.raises(InputError, match="has begun a run in this folder meanwhile"):
+            two.begin([])
+    assert not (tmp_path / "run.1").exists()
+
+
+def test_leftovers_of_a_killed_run_are_removed(data: Path, tmp_path: Path) -> None:
+    config = make(data)
+    config.run.dir = str(tmp_path / "run")
+    with Run(config, load_registry()) as run:
+        run.begin([])
+    leftover = tmp_path / "run" / "checkpoints" / ".last.ckpt.abc.tmp"
+    leftover.parent.mkdir()
+    leftover.write_text("half")
+    with Run(config, load_registry()) as run:
+        run.begin([])
+    assert not leftover.exists()
+
+
 def test_write_json_makes_the_folder(tmp_path: Path) -> None:
     write_json(tmp_path / "a" / "b.json", {"x": [1.5, None]})
     assert json.loads((tmp_path / "a" / "b.json").read_text()) == {"x": [1.5, None]}

@@ -11,6 +11,8 @@ import pytest
 from rich.console import Console
 
 from nequip_core.errors import InputError
+from nequip_core.export.package import read_package
+from nequip_core.training import callbacks
 from nequip_core.training.callbacks import METRICS, ProgressLines, Table
 from nequip_core.training.loss import Loss
 
@@ -69,3 +71,31 @@ def test_progress_shows_the_errors_of_each_validation(
     assert "epoch 2/2" in lines[1]
     assert "forces MAE" in lines[1]
     assert ("━" in text.getvalue()) is terminal
+
+
+class KilledError(Exception):
+    pass
+
+
+def test_a_kill_between_two_checkpoints_leaves_no_trace(
+    make_run: Callable[..., Any], terms: Loss, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    straight, killed = make_run("straight"), make_run("killed")
+    straight.fit(terms, max_epochs=2)
+    copy = callbacks.copy_file
+    copies: list[Path] = []
+
+    def copy_and_die(source: Path, target: Path) -> None:
+        copies.append(target)
+        if len(copies) == 2:  # the first file of the second epoch is there, its copy is not
+            raise KilledError
+        copy(source, target)
+
+    monkeypatch.setattr(callbacks, "copy_file", copy_and_die)
+    with pytest.raises(KilledError):
+        killed.fit(terms, max_epochs=2)
+    monkeypatch.undo()
+    killed.fit(terms, max_epochs=2, resume=True)
+    for name in ("best.ckpt", "last.ckpt"):
+        one, two = (read_package(run.folder / "checkpoints" / name).manifest for run in (straight, killed))
+        assert one == two

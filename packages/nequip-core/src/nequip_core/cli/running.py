@@ -9,6 +9,7 @@ import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
+from pathlib import Path
 from types import FrameType
 
 import numpy as np
@@ -26,7 +27,7 @@ from nequip_core.export.artifact import load_model
 from nequip_core.files import sha256
 from nequip_core.models.base import EnergyModel
 from nequip_core.plugins.manager import Registry
-from nequip_core.training.callbacks import ProgressLines, StoppedError
+from nequip_core.training.callbacks import CtrlCError, ProgressLines, StoppedError
 from nequip_core.training.report import write_report
 
 
@@ -114,7 +115,8 @@ def fit(
     )
     last = run.last_checkpoint
     console.say(f"Training in {run.path}" + (f", going on from {last.name}" if last else ""))
-    training.trainer.fit(module, datamodule=data.module, ckpt_path=last)
+    with ctrl_c_stops(last):
+        training.trainer.fit(module, datamodule=data.module, ckpt_path=last)
     run.update(best_epoch=training.checkpoints.best_epoch)
 
 
@@ -141,6 +143,27 @@ def finish(run: Run, config: Config, registry: Registry, data: build.RunData, co
     console.say(f"report      {report}")
     console.say(f"errors      {folder}/*.json")
     console.say(f"checkpoint  {loaded.path}   try: nequip info {run.path}")
+
+
+@contextmanager
+def ctrl_c_stops(last: Path | None) -> Iterator[None]:
+    """Before the first step and after the last one Ctrl-C ends the run at once; Lightning would exit with code 1.
+
+    In between `nequip_core.training.callbacks.EarlyEnd` finishes the step and writes a checkpoint.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    where = f"from {last}" if last else "from the beginning, or from the last checkpoint where there is one"
+
+    def stop(signum: int, frame: FrameType | None) -> None:
+        raise CtrlCError(f"Stopped by Ctrl-C outside the steps. The same command goes on {where}.")
+
+    before = signal.signal(signal.SIGINT, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @contextmanager

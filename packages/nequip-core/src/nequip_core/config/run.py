@@ -35,7 +35,7 @@ SCHEMA = 1
 FIXED = ("seed", "model.", "data.", "training.loss.", "training.optimizer.name", "training.scheduler.name")
 """A run goes on only where these keys (or all keys below) are as they were."""
 
-CHANGEABLE = ("data.workers",)
+CHANGEABLE = ("data.workers", "data.cache", "data.batch.max_edges", "data.batch.eval_size")
 """Keys below `FIXED` that do not touch the results."""
 
 FILES = ("data.path", "data.val_path", "data.test_paths", "data.isolated_atoms", "data.split.file")
@@ -217,6 +217,7 @@ class Run:
         self.finished = False
         self.manifest: dict[str, Any] = {}
         self._changes: dict[str, list[Any]] = {}
+        self._replaces = False
         self._locks = ExitStack()
 
     def __enter__(self) -> Self:
@@ -224,6 +225,7 @@ class Run:
         with ExitStack() as stack:
             if (self.path / "run.json").exists():
                 stack.enter_context(locked(self.path))
+                self._replaces = self.config.run.if_exists == "new"
                 if self.config.run.if_exists == "resume":
                     self._look(read_manifest(self.path))
             self._locks = stack.pop_all()
@@ -258,15 +260,23 @@ class Run:
 
         Returns:
             Where an old run was put aside, if there was one.
+
+        Raises:
+            InputError: another process has begun a run here since we looked.
         """
-        aside = None
-        if self.earlier is None and (self.path / "run.json").exists():
-            aside = set_aside(self.path)
+        aside = set_aside(self.path) if self._replaces else None
         if self.earlier is None:
             self.path.mkdir(parents=True, exist_ok=True)
             self._locks.enter_context(locked(self.path))
+            if (self.path / "run.json").exists():
+                raise InputError(
+                    f"{self.path}: another process has begun a run in this folder meanwhile. Choose another run.dir, "
+                    "or give the command again to go on with that run."
+                )
             self.manifest = self._first_manifest(argv)
         else:
+            for leftover in self.path.rglob(".*.tmp"):  # of a run that was killed while it wrote
+                leftover.unlink()
             restart = {"time": now(), "after": self.earlier["state"], "changed": self._changes}
             self.manifest = {**self.earlier, "restarts": [*self.earlier["restarts"], restart]}
         with atomic_write(self.path / "config.yaml") as file:

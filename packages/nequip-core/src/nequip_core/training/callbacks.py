@@ -19,6 +19,7 @@ from lightning.pytorch.callbacks import Callback, Checkpoint, ProgressBar
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from nequip_core.data.datamodule import DataModule
 from nequip_core.errors import InputError, NequipError
 from nequip_core.files import atomic_write
 from nequip_core.training.metrics import NAMES
@@ -226,17 +227,20 @@ class Checkpoints(Checkpoint):
         return self.folder / "best.ckpt"
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write what is due."""
+        """Write what is due.
+
+        last.ckpt comes last: a run that is killed between two files repeats the epoch and writes them all again.
+        """
         module, epoch = training_module(pl_module), finished_epochs(trainer)
         files = []
-        ends = trainer.should_stop or epoch == trainer.max_epochs
-        if epoch % self.every == 0 or ends or self.due:
-            files.append(self.last_path)
         if module.validated and (self.best is None or module.monitored() < self.best):
             self.best, self.best_epoch = module.monitored(), epoch
             files.append(self.best_path)
         if self.keep_every is not None and epoch % self.keep_every == 0:
             files.append(self.folder / f"epoch-{epoch:06d}.ckpt")
+        ends = trainer.should_stop or epoch == trainer.max_epochs
+        if epoch % self.every == 0 or ends or self.due:
+            files.append(self.last_path)
         self.write(trainer, files)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -438,7 +442,7 @@ class ProgressLines(ProgressBar):
             self._task = self._bar.add_task("")
             self._bar.start()
         self._bar.reset(
-            self._task, total=trainer.num_training_batches, description=_epoch(trainer, trainer.current_epoch + 1)
+            self._task, total=steps_of_epoch(trainer), description=_epoch(trainer, trainer.current_epoch + 1)
         )
 
     def on_train_batch_end(
@@ -493,6 +497,13 @@ def finished_epochs(trainer: Trainer) -> int:
     """Epochs whose steps and validation are over; right inside the hooks at an epoch's end too."""
     progress: Any = trainer.fit_loop.epoch_progress
     return int(progress.current.processed)
+
+
+def steps_of_epoch(trainer: Trainer) -> int:
+    """Steps of the current epoch; Lightning does not know how many there are."""
+    data: Any = trainer.datamodule  # type: ignore[attr-defined]  # set when a run begins
+    assert isinstance(data, DataModule)
+    return data.steps.count
 
 
 def training_module(module: LightningModule) -> TrainingModule:
