@@ -19,7 +19,6 @@ from lightning.pytorch.callbacks import Callback, Checkpoint, ProgressBar
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from nequip_core.data.datamodule import DataModule
 from nequip_core.errors import InputError, NequipError
 from nequip_core.files import atomic_write
 from nequip_core.training.metrics import NAMES
@@ -442,7 +441,7 @@ class ProgressLines(ProgressBar):
             self._task = self._bar.add_task("")
             self._bar.start()
         self._bar.reset(
-            self._task, total=steps_of_epoch(trainer), description=_epoch(trainer, trainer.current_epoch + 1)
+            self._task, total=trainer.num_training_batches, description=_epoch(trainer, trainer.current_epoch + 1)
         )
 
     def on_train_batch_end(
@@ -497,13 +496,6 @@ def finished_epochs(trainer: Trainer) -> int:
     """Epochs whose steps and validation are over; right inside the hooks at an epoch's end too."""
     progress: Any = trainer.fit_loop.epoch_progress
     return int(progress.current.processed)
-
-
-def steps_of_epoch(trainer: Trainer) -> int:
-    """Steps of the current epoch; Lightning does not know how many there are."""
-    data: Any = trainer.datamodule  # type: ignore[attr-defined]  # set when a run begins
-    assert isinstance(data, DataModule)
-    return data.steps.count
 
 
 def training_module(module: LightningModule) -> TrainingModule:
