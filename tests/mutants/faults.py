@@ -234,22 +234,22 @@ FAULTS = (
     Fault(
         "missing forces are zero forces",
         "data/dataset.py",
-        "torch.full((atoms,), structure.forces is not None)",
-        "torch.full((atoms,), True)",
+        '"forces": frames.column("has_forces")',
+        '"forces": np.ones(len(frames), dtype=bool)',
         ("core/data/test_dataset.py::test_labels_and_masks",),
     ),
     Fault(
         "stress of a slab is trained on",
         "data/dataset.py",
-        "structure.stress if structure.pbc.all() else None",
-        "structure.stress",
+        'frames.column("has_stress") & self._periodic',
+        'frames.column("has_stress")',
         ("core/data/test_dataset.py",),
     ),
     Fault(
         "neighbours counted by the sender's type",
-        "data/statistics.py",
-        "np.diff(sample.graph.row_ptr.numpy())",
-        "np.diff(sample.graph.neighbor_ptr.numpy())",
+        "data/dataset.py",
+        "np.bincount(centre, minlength=len(one))",
+        "np.bincount(neighbor, minlength=len(one))",
         ("core/data/test_statistics.py::test_neighbours_by_receiver_with_lonely_atoms_in_the_middle",),
     ),
     Fault(
@@ -269,8 +269,8 @@ FAULTS = (
     Fault(
         "last structures never validated",
         "data/loader.py",
-        "range(0, structures, size)",
-        "range(0, structures - size + 1, size)",
+        "range(0, len(mine), size)",
+        "range(0, len(mine) - size + 1, size)",
         ("core/data/test_loader.py::test_validation_has_every_structure_once_in_order",),
     ),
     # Training
@@ -291,8 +291,8 @@ FAULTS = (
     Fault(
         "micro-batches divided by their own labels",
         "data/dataset.py",
-        "denominators or count_labels(joined)",
-        "count_labels(joined)",
+        "denominators or self.denominators(numbers)",
+        "self.denominators(numbers)",
         ("core/data/test_dataset.py::test_given_denominators_stay",),
     ),
     Fault(

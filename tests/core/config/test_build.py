@@ -30,7 +30,7 @@ def structure(numbers: list[int], names: tuple[str, ...] | None = None) -> Struc
 
 
 def statistics(**values: Any) -> Statistics:
-    energies = AtomicEnergies("least_squares", {"H": -13.6, "O": -430.0}, 2, (), 0.1, "")
+    energies = AtomicEnergies("least_squares", {"H": -13.6, "O": -430.0}, 2, "rank 2 of 2")
     known: dict[str, Any] = {
         "n_structures": 3,
         "n_atoms": 9,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,10 +21,15 @@ from nequip_core.neighbors import make_vesin
 from nequip_core.structure import Structure, TypeMap
 
 
-def make(number: int) -> Dataset:
+def make(number: int | list[int]) -> Dataset:
+    """Chains of hydrogen of so many atoms; a number: so many molecules of two."""
+    lengths = [2] * number if isinstance(number, int) else number
     structures = [
-        Structure(**{**vars(Structure.from_ase(Atoms("H2", [[0, 0, 0], [0, 0, 0.7 + 0.01 * n]]))), "energy": float(n)})
-        for n in range(number)
+        replace(
+            Structure.from_ase(Atoms(f"H{atoms}", [[0, 0, (0.7 + 0.01 * n) * z] for z in range(atoms)])),
+            energy=float(n),
+        )
+        for n, atoms in enumerate(lengths)
     ]
     return Dataset(structures, TypeMap(("H",), ("H",)), np.full((1, 1), 2.0), make_vesin(2.0))
 
@@ -36,9 +43,9 @@ class Recorder(LightningModule):
         self.trained: dict[int, list[list[int]]] = {}
         self.validated: list[int] = []
 
-    def training_step(self, batch: Batch) -> Tensor:
-        self.trained.setdefault(self.current_epoch, []).append(batch.ids.tolist())
-        return self.weight * batch.labels.energy.sum().float()
+    def training_step(self, batches: list[Batch]) -> Tensor:
+        self.trained.setdefault(self.current_epoch, []).append([n for one in batches for n in one.ids.tolist()])
+        return self.weight * sum(one.labels.energy.sum().float() for one in batches)
 
     def validation_step(self, batch: Batch) -> None:
         self.validated += batch.ids.tolist()
@@ -47,7 +54,7 @@ class Recorder(LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.0)
 
 
-def fit(folder: Path, workers: int, epochs: int) -> Recorder:
+def fit(folder: Path, workers: int, epochs: int, data: Dataset | None = None, **keys: Any) -> Recorder:
     recorder = Recorder()
     trainer = Trainer(
         accelerator="cpu",
@@ -60,7 +67,8 @@ def fit(folder: Path, workers: int, epochs: int) -> Recorder:
         use_distributed_sampler=False,
         default_root_dir=folder,
     )
-    trainer.fit(recorder, DataModule(make(11), make(5), seed=3, size=4, eval_size=2, workers=workers))
+    options = {"seed": 3, "size": 4, "eval_size": 2, "workers": workers} | keys
+    trainer.fit(recorder, DataModule(data or make(11), make(5), **options))
     return recorder
 
 
@@ -76,4 +84,33 @@ def test_each_epoch_has_its_own_order(tmp_path: Path, workers: int) -> None:
 def test_sizes_by_atoms_and_edges() -> None:
     for by, expected in (("atoms", 3), ("edges", 3), ("structures", 6)):
         loader = DataModule(make(11), make(2), by=by, size=6).train_dataloader()
-        assert max(len(batch.ids) for batch in loader) == expected
+        assert max(len(batch.ids) for (batch,) in loader) == expected
+
+
+def test_epochs_of_different_numbers_of_steps(tmp_path: Path) -> None:
+    """By atoms the order decides how many steps an epoch has; Lightning alone would hold all to the first's."""
+    data = make([2, 3, 5, 7, 4, 2, 6, 3])
+    recorder = fit(tmp_path, 0, epochs=6, data=data, by="atoms", size=9)
+    expected = {epoch: plan_epoch(data.atoms, 9, seed=3, epoch=epoch) for epoch in range(6)}
+    assert len({len(steps) for steps in expected.values()}) > 1
+    assert max(len(steps) for steps in expected.values()) > len(expected[0])
+    assert recorder.trained == expected
+
+
+@pytest.mark.parametrize(("limit", "steps"), [(2, 2), (0.5, 1), (1.0, 3)])
+def test_part_of_an_epoch(tmp_path: Path, limit: float, steps: int) -> None:
+    recorder = fit(tmp_path, 0, epochs=2, limit=limit)
+    assert [len(epoch) for epoch in recorder.trained.values()] == [steps, steps]
+
+
+def test_micro_batches_hold_so_many_edges() -> None:
+    data = make([5, 5, 5, 5, 5, 12])
+    edges = int(data.edges[0])
+    for batches in DataModule(data, data, size=6, max_edges=2 * edges).train_dataloader():
+        assert sorted(n for one in batches for n in one.ids.tolist()) == list(range(6))
+        assert len(batches) > 3
+        for one in batches:
+            assert one.ids.tolist() == [5] or one.graph.edge_index.shape[1] <= 2 * edges
+            assert one.denominators.energy.item() == 6
+    whole = DataModule(data, data, eval_size=6, max_edges=2 * edges).val_dataloader()
+    assert [n for one in whole for n in one.ids.tolist()] == list(range(6))

@@ -70,11 +70,9 @@ class Run:
         self.model = model
         self.structures = structures
         info = model.info
-        type_map, neighbor_list = TypeMap(info.types, info.elements), make_matscipy(info.cutoff)
-        self.train, self.val = (
-            Dataset(part, type_map, np.array(info.pair_cutoffs), neighbor_list)
-            for part in (structures[:8], structures[8:])
-        )
+        self.type_map, self.cutoffs = TypeMap(info.types, info.elements), np.array(info.pair_cutoffs)
+        self.neighbor_list = make_matscipy(info.cutoff)
+        self.train, self.val = self.dataset(structures[:8]), self.dataset(structures[8:])
         self.provenance = Provenance(
             model=asdict(config),
             data={"train": 8},
@@ -82,6 +80,16 @@ class Run:
             versions={"nequip-core": "0.1.0"},
             provider="nequip-core 0.1.0",
         )
+
+    def dataset(self, structures: Sequence[Structure]) -> Dataset:
+        """For the model."""
+        return Dataset(structures, self.type_map, self.cutoffs, self.neighbor_list)
+
+    def relabel(self, part: str, number: int, **labels: Any) -> None:
+        """Change labels of one structure of ``train`` or ``val``."""
+        structures = list(getattr(self, part).structures)
+        structures[number] = replace(structures[number], **labels)
+        setattr(self, part, self.dataset(structures))
 
     def parts(
         self,

@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from nequip_core.data.batch import Batch, Denominators
-from nequip_core.data.dataset import make_batch
 from nequip_core.potential import Prediction
 from nequip_core.training.loss import DIFFERENCES, Loss, Term, huber, mae, mse
 
@@ -19,13 +18,12 @@ PER_FRAME = {"energy": 1, "stress": 9}
 @pytest.fixture
 def batch(make_run: Callable[..., Any]) -> Batch:
     """Eight structures; the second has no energy, the third no forces; NaN where there is no label."""
-    samples = list(make_run().train)
-    nan = torch.nan
-    for n, key, mask in ((1, "energy", "has_energy"), (2, "forces", "has_forces")):
-        labels = samples[n].labels
-        replaced = {key: torch.full_like(getattr(labels, key), nan), mask: torch.zeros_like(getattr(labels, mask))}
-        samples[n] = samples[n]._replace(labels=labels._replace(**replaced))
-    return make_batch(samples)
+    batch: Batch = make_run().train.batch(range(8))
+    labels, third = batch.labels, batch.graph.structure == 2
+    labels.energy[1], labels.forces[third] = torch.nan, torch.nan
+    labels.has_energy[1], labels.has_forces[third] = False, False
+    numbers = (labels.has_energy.sum(), 3 * labels.has_forces.sum(), 9 * labels.has_stress.sum())
+    return batch._replace(denominators=Denominators(*(number.double() for number in numbers)))
 
 
 @pytest.fixture
@@ -97,8 +95,8 @@ def test_without_labels_it_is_zero_and_its_gradient_too(batch: Batch, prediction
 
 def test_micro_batches_add_up_to_the_step(make_run: Callable[..., Any], terms: Loss) -> None:
     run = make_run()
-    whole = make_batch(list(run.train))
-    parts = [make_batch(list(run.train)[begin:end], whole.denominators) for begin, end in ((0, 3), (3, 4), (4, 8))]
+    whole = run.train.batch(range(len(run.train)))
+    parts = [run.train.batch(range(begin, end), whole.denominators) for begin, end in ((0, 3), (3, 4), (4, 8))]
     model = run.model
     from nequip_core.potential import Potential
 

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 
-from nequip_core.data.dataset import make_batch
 from nequip_core.potential import Potential
 from nequip_core.training.loss import Loss
 from nequip_core.training.metrics import NAMES, Metrics
@@ -17,9 +16,9 @@ CPU = torch.device("cpu")
 
 
 def computed(run: Any, terms: Loss, size: int) -> dict[str, float | None]:
-    potential, metrics, samples = Potential(run.model).eval(), Metrics(terms), list(run.train)
-    for begin in range(0, len(samples), size):
-        batch = make_batch(samples[begin : begin + size])
+    potential, metrics = Potential(run.model).eval(), Metrics(terms)
+    for begin in range(0, len(run.train), size):
+        batch = run.train.batch(range(len(run.train))[begin : begin + size])
         metrics.update(potential(batch.graph), batch)
     return metrics.compute(CPU)
 
@@ -34,7 +33,7 @@ def test_batches_do_not_matter(make_run: Callable[..., Any], terms: Loss) -> Non
 
 def test_of_a_whole_batch_they_are_what_their_names_say(make_run: Callable[..., Any], terms: Loss) -> None:
     run = make_run()
-    batch = make_batch(list(run.train))
+    batch = run.train.batch(range(len(run.train)))
     prediction = Potential(run.model).eval()(batch.graph)
     found = computed(run, terms, 8)
     difference = prediction.forces - batch.labels.forces

@@ -17,7 +17,6 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from torch.optim.lr_scheduler import OneCycleLR
 
-from nequip_core.data.dataset import make_batch
 from nequip_core.errors import ConfigError, InputError
 from nequip_core.export.artifact import load_model
 from nequip_core.export.package import Members, read_package
@@ -146,8 +145,7 @@ def test_validation_uses_the_average_and_leaves_the_weights(make_run: MakeRun, t
     for weights, same in (("ema", True), ("raw", False)):
         loaded = load_model(folder, checkpoint="last", weights=weights)
         metrics = Metrics(terms)
-        for sample in run.val:
-            batch = make_batch([sample])
+        for batch in run.val:
             metrics.update(loaded.potential(batch.graph), batch)
         found = metrics.compute(torch.device("cpu"))
         row = rows(folder / "metrics.csv")[-1]
@@ -204,9 +202,7 @@ def test_a_loss_that_is_not_finite_names_its_structures(make_run: MakeRun, terms
     run = make_run()
     run.fit(terms, max_epochs=1)
     before = (run.folder / "checkpoints" / "last.ckpt").read_bytes()
-    sample = run.train[2]
-    wrong = sample._replace(labels=sample.labels._replace(forces=torch.full_like(sample.labels.forces, torch.inf)))
-    run.train.samples = (*run.train.samples[:2], wrong, *run.train.samples[3:])
+    run.relabel("train", 2, forces=np.full_like(run.structures[2].forces, np.inf))
     with pytest.raises(InputError, match=r"The loss of step \d of epoch 2 is (inf|nan).*made\.xyz:2") as caught:
         run.fit(terms, resume=True)
     path = run.folder / "nonfinite.extxyz"
@@ -219,11 +215,9 @@ def test_losses_read_late_stop_the_run_before_a_checkpoint(
     make_run: MakeRun, terms: loss.Loss, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = make_run()
+    run.relabel("train", 2, energy=np.nan)
     trainer, module, data = run.parts(terms)
     monkeypatch.setattr(module, "on_fit_start", lambda: setattr(module.losses, "every", 50))
-    sample = run.train[2]
-    wrong = sample._replace(labels=sample.labels._replace(energy=torch.full((1,), torch.nan, dtype=torch.float64)))
-    run.train.samples = (*run.train.samples[:2], wrong, *run.train.samples[3:])
     with pytest.raises(InputError, match=r"made\.xyz:2"):
         trainer.fit(module, datamodule=data)
     assert not (run.folder / "checkpoints").exists()
@@ -255,8 +249,8 @@ def test_an_unknown_monitor_is_refused(make_run: MakeRun, terms: loss.Loss) -> N
 
 def test_a_monitor_without_labels_is_refused(make_run: MakeRun, terms: loss.Loss) -> None:
     run = make_run()
-    for sample in run.val.samples:
-        sample.labels.has_stress[:] = False
+    for number in range(len(run.val)):
+        run.relabel("val", number, stress=None)
     with pytest.raises(ConfigError, match="val_stress_mae has no value"):
         run.fit(terms, monitor="val_stress_mae")
 
@@ -285,10 +279,7 @@ def test_disk_full_leaves_the_last_good_checkpoint(make_run: MakeRun, terms: los
 
 def test_weights_of_frames_and_missing_labels(make_run: MakeRun, terms: loss.Loss) -> None:
     run = make_run()
-    run.train.samples = tuple(
-        sample._replace(labels=sample.labels._replace(has_energy=torch.tensor([n != 1])))
-        for n, sample in enumerate(run.train.samples)
-    )
+    run.relabel("train", 1, energy=None)
     run.fit(terms, max_epochs=1)
     assert np.isfinite(float(rows(run.folder / "metrics.csv")[0]["train_loss"]))
 

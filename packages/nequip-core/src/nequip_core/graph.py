@@ -72,9 +72,32 @@ def build_graph(
     Raises:
         InputError: two atoms overlap.
     """
+    centre, neighbor, shift = edges_of(positions, types, pairs, cell, pair_cutoffs, source)
+    atoms = len(positions)
+    return Graph(
+        positions=torch.from_numpy(np.array(positions, dtype=np.float64)),
+        types=torch.from_numpy(np.ascontiguousarray(types, dtype=np.int64)),
+        edge_index=torch.from_numpy(np.stack([centre, neighbor])),
+        edge_shift=torch.from_numpy(shift @ cell),
+        structure=torch.zeros(atoms, dtype=torch.int64),
+        structure_ptr=torch.tensor([0, atoms]),
+        row_ptr=_pointers(centre, atoms),
+        by_neighbor=torch.from_numpy(np.argsort(neighbor, kind="stable")),
+        neighbor_ptr=_pointers(neighbor, atoms),
+        local=torch.ones(atoms, dtype=torch.bool),
+    )
+
+
+def edges_of(
+    positions: Floats, types: Ints, pairs: Pairs, cell: Floats, pair_cutoffs: Floats, source: str = ""
+) -> Pairs:
+    """The pairs that are edges, in their order: by centre, then neighbour, then image. Arguments as `build_graph`'s.
+
+    Raises:
+        InputError: two atoms overlap.
+    """
     centre, neighbor, shift = pairs
-    cartesian = shift @ cell
-    vectors = positions[neighbor] - positions[centre] + cartesian
+    vectors = positions[neighbor] - positions[centre] + shift @ cell
     distance = np.sqrt(np.einsum("ei,ei->e", vectors, vectors))
     if len(distance) and distance.min() < OVERLAP:
         e = int(distance.argmin())
@@ -83,23 +106,10 @@ def build_graph(
             f"least {OVERLAP} Å between any two; check units, cell and duplicate atoms."
         )
     kept = distance < pair_cutoffs[types[centre], types[neighbor]]
-    centre, neighbor, shift, cartesian = centre[kept], neighbor[kept], shift[kept], cartesian[kept]
+    centre, neighbor, shift = centre[kept], neighbor[kept], shift[kept]
     # Images of one neighbour are ordered too, so that the same structure always gives the same sums.
     order = np.lexsort((shift[:, 2], shift[:, 1], shift[:, 0], neighbor, centre))
-    centre, neighbor, cartesian = centre[order], neighbor[order], cartesian[order]
-    atoms = len(positions)
-    return Graph(
-        positions=torch.from_numpy(np.array(positions, dtype=np.float64)),
-        types=torch.from_numpy(np.ascontiguousarray(types, dtype=np.int64)),
-        edge_index=torch.from_numpy(np.stack([centre, neighbor])),
-        edge_shift=torch.from_numpy(cartesian),
-        structure=torch.zeros(atoms, dtype=torch.int64),
-        structure_ptr=torch.tensor([0, atoms]),
-        row_ptr=_pointers(centre, atoms),
-        by_neighbor=torch.from_numpy(np.argsort(neighbor, kind="stable")),
-        neighbor_ptr=_pointers(neighbor, atoms),
-        local=torch.ones(atoms, dtype=torch.bool),
-    )
+    return Pairs(centre[order], neighbor[order], shift[order])
 
 
 def _pointers(index: Ints, segments: int) -> Tensor:

@@ -10,7 +10,7 @@ from typing import Self
 
 import numpy as np
 from ase import Atoms
-from ase.data import chemical_symbols
+from ase.data import atomic_numbers, chemical_symbols
 from numpy.typing import NDArray
 
 from nequip_core.errors import InputError
@@ -126,7 +126,7 @@ class TypeMap:
         """[N] index of each atom's type.
 
         Raises:
-            InputError: an atom's type or element is none of the model's.
+            InputError: an atom's type is none of the model's, or is declared as another element than the atom.
         """
         table = {name: index for index, name in enumerate(self.names)}
         names = structure.type_names if structure.type_names is not None else structure.symbols
@@ -136,4 +136,14 @@ class TypeMap:
                 f"{structure.source or 'structure'}: atoms of type {', '.join(unknown)}, unknown to the model. "
                 f"Its types are {', '.join(self.names)}."
             )
-        return np.array([table[name] for name in names], dtype=np.int64)
+        indices = np.array([table[name] for name in names], dtype=np.int64)
+        declared = np.array([atomic_numbers[symbol] for symbol in self.elements])
+        wrong = np.flatnonzero(declared[indices] != structure.numbers)
+        if len(wrong):
+            atom = int(wrong[0])
+            raise InputError(
+                f"{structure.source or 'structure'}: atom {atom} is {structure.symbols[atom]} and of type "
+                f"{names[atom]}, which the model declares as {self.elements[indices[atom]]} (model.elements). "
+                f"{len(wrong)} atoms of this structure are so."
+            )
+        return indices

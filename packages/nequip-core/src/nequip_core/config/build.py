@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Container, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from dataclasses import dataclass, is_dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import ase
 import numpy as np
 import torch
 from ase.data import atomic_numbers
@@ -27,19 +28,23 @@ from nequip_core.config.checks import device_type
 from nequip_core.config.parts import import_class, maker
 from nequip_core.config.run import files_of
 from nequip_core.config.schema import Config
+from nequip_core.data.cache import NO_CACHE, Cache, folder_of
 from nequip_core.data.datamodule import DataModule
-from nequip_core.data.dataset import Dataset
+from nequip_core.data.dataset import LABELS, Dataset
+from nequip_core.data.frames import Frames, columns
 from nequip_core.data.read import read
 from nequip_core.data.split import Splits, split
 from nequip_core.data.statistics import Statistics, compute
 from nequip_core.errors import InputError
 from nequip_core.export.package import Provenance
+from nequip_core.files import sha256
 from nequip_core.models.base import EnergyModel, ModelConfig
 from nequip_core.models.build import build_model, model_info
 from nequip_core.neighbors import DEFAULT, NeighborList
 from nequip_core.ops.select import Ops
 from nequip_core.plugins.manager import Registry
 from nequip_core.potential import Potential
+from nequip_core.progress import Progress, silent
 from nequip_core.structure import Structure, TypeMap
 from nequip_core.training.callbacks import (
     Checkpoints,
@@ -63,7 +68,7 @@ CHECK_STRUCTURES = 2
 class EvaluationSet:
     """Structures that are evaluated together, and the files that they come from."""
 
-    structures: Sequence[Structure]
+    structures: Frames
     paths: tuple[Path, ...]
 
 
@@ -91,64 +96,134 @@ class RunData:
 # Data
 
 
-def read_structures(config: Config, registry: Registry, paths: Sequence[Path]) -> list[Structure]:
+def data_cache(config: Config, *, write: bool = True, say: Callable[[str], None] = print) -> Cache:
+    """Where parsed frames, neighbour lists and statistics are kept."""
+    return Cache(folder_of(config.data.cache), write, say)
+
+
+def read_structures(
+    config: Config,
+    registry: Registry,
+    paths: Sequence[Path],
+    *,
+    cache: Cache = NO_CACHE,
+    progress: Progress = silent,
+    say: Callable[[str], None] = print,
+) -> Frames:
     """All frames of some files, in eV and Å."""
     data = config.data
     options: dict[str, Any] = {"format": data.format, "index": data.index, "keys": data.keys, "units": data.units}
-    return [structure for path in paths for structure in read(path, readers=registry.readers, **options)]
+    key = {
+        "files": [[str(path), sha256(path)] for path in paths],
+        **{name: vars(value) if is_dataclass(value) else value for name, value in options.items()},
+        "versions": {"ase": ase.__version__, **registry.versions()},
+    }
+
+    def parse() -> Iterator[Structure]:
+        done = 0
+        for path in paths:
+            for structure in read(path, readers=registry.readers, say=say, **options):
+                yield structure
+                done += 1
+                progress("reading", done)
+
+    return Frames(cache.get("frames", key, lambda: columns(parse())))
 
 
-def read_groups(config: Config, registry: Registry, paths: Sequence[Path]) -> list[str | None]:
-    """Each frame's value of the info key ``data.split.group``, read in the place of config_type."""
-    assert config.data.split.group is not None  # by the checks of the data block
-    keys = dataclasses.replace(config.data.keys, config_type=config.data.split.group)
+def read_groups(
+    config: Config, registry: Registry, paths: Sequence[Path], *, cache: Cache = NO_CACHE, progress: Progress = silent
+) -> list[str]:
+    """Each frame's value of the info key ``data.split.group``, read in the place of config_type.
+
+    Raises:
+        InputError: frames without one.
+    """
+    name = config.data.split.group
+    assert name is not None  # by the checks of the data block
+    keys = dataclasses.replace(config.data.keys, config_type=name)
     grouped = dataclasses.replace(config, data=dataclasses.replace(config.data, keys=keys))
-    return [structure.config_type for structure in read_structures(grouped, registry, paths)]
+    frames = read_structures(grouped, registry, paths, cache=cache, progress=progress, say=lambda sentence: None)
+    found = frames.config_types()
+    missing = [number for number, group in enumerate(found) if group is None]
+    if missing:
+        raise InputError(
+            f"{frames.sources(missing[:1])[0]}: no {name!r}, nor in {len(missing) - 1} other frames of {len(found)}. "
+            "data.split.by: group needs this info key in every frame (data.split.group)."
+        )
+    return [group for group in found if group is not None]
 
 
-def prepare_data(config: Config, registry: Registry) -> RunData:
+def prepare_data(
+    config: Config,
+    registry: Registry,
+    *,
+    cache: Cache = NO_CACHE,
+    progress: Progress = silent,
+    say: Callable[[str], None] = print,
+) -> RunData:
     """Read, split, make graphs and statistics, and resolve the model config.
+
+    Args:
+        config: of the run.
+        registry: readers and neighbour lists.
+        cache: from `data_cache`.
+        progress: told how far the work is.
+        say: told what the user should know of the files.
 
     Raises:
         InputError: a file, frame or label that can not be used; labels that the loss needs are missing.
     """
     paths = files_of(config)
     shares = config.data.split
-    frames = read_structures(config, registry, paths["data.path"])
+
+    def read_all(*keys: Path) -> Frames:
+        return read_structures(config, registry, keys, cache=cache, progress=progress, say=say)
+
+    frames = read_all(*paths["data.path"])
+    grouped = shares.by == "group"
     splits = split(
         len(frames),
         {"train": shares.train, "val": shares.val if config.data.val_path is None else 0, "test": shares.test},
         by=shares.by,
         seed=shares.seed,
-        groups=read_groups(config, registry, paths["data.path"]) if shares.by == "group" else None,
+        groups=read_groups(config, registry, paths["data.path"], cache=cache, progress=progress) if grouped else None,
         file=shares.file,
     )
-    train, val, test = ([frames[number] for number in part] for part in splits)
+    train, val, test = (frames.take(part) for part in splits)
     if config.data.val_path is not None:
-        val = read_structures(config, registry, paths["data.val_path"])
-    if not val:
+        val = read_all(*paths["data.val_path"])
+    if not len(val):
         raise InputError(
             f"No frame is left to validate on: {len(frames)} in all, {len(train)} to train on. Raise data.split.val, "
             "or name a file: data.val_path."
         )
     typed = resolve_types(config.model, train)
     info = model_info(dataclasses.replace(typed, atomic_energies={}, energy_scale=1.0, avg_num_neighbors=1.0))
-    neighbors = neighbor_list(config, registry, info.cutoff)
-    type_map, cutoffs = TypeMap(info.types, info.elements), np.array(info.pair_cutoffs)
-    train_set = Dataset(train, type_map, cutoffs, neighbors)
-    val_set = Dataset(val, type_map, cutoffs, neighbors)
-    train_set.require(*(name for name in ("energy", "forces", "stress") if getattr(config.training.loss, name).weight))
     sets = {"val": EvaluationSet(structures=val, paths=tuple(paths["data.val_path"] or paths["data.path"]))}
-    if test:
+    if len(test):
         sets["test"] = EvaluationSet(structures=test, paths=tuple(paths["data.path"]))
     for path in paths["data.test_paths"]:
-        structures = read_structures(config, registry, [path])
-        sets[_free_name(path.name.partition(".")[0], sets)] = EvaluationSet(structures=structures, paths=(path,))
-    for evaluation in sets.values():
-        for structure in evaluation.structures:  # before training, not after it
-            type_map.indices(structure)
-    isolated = read_structures(config, registry, paths["data.isolated_atoms"])
-    statistics = compute(train_set, config.model.atomic_energies, isolated)
+        sets[_free_name(path.name.partition(".")[0], sets)] = EvaluationSet(structures=read_all(path), paths=(path,))
+    type_map = TypeMap(info.types, info.elements)
+    for evaluation in sets.values():  # before training, not after it
+        for number in evaluation.structures.types().values():
+            type_map.indices(evaluation.structures[number])
+    list_name = DEFAULT if config.data.neighbor_list == "auto" else config.data.neighbor_list
+    train_set, val_set = (
+        Dataset(
+            part,
+            type_map,
+            np.array(info.pair_cutoffs),
+            neighbor_list(config, registry, info.cutoff),
+            cache=cache,
+            key={"list": list_name, "versions": registry.versions()},
+            progress=progress,
+        )
+        for part in (train, val)
+    )
+    train_set.require(*(name for name in LABELS if getattr(config.training.loss, name).weight))
+    isolated = read_all(*paths["data.isolated_atoms"]) if paths["data.isolated_atoms"] else ()
+    statistics = compute(train_set, config.model.atomic_energies, isolated, cache=cache)
     module = DataModule(
         train_set,
         val_set,
@@ -156,16 +231,51 @@ def prepare_data(config: Config, registry: Registry) -> RunData:
         by=config.data.batch.by,
         size=config.data.batch.size,
         eval_size=config.data.batch.eval_size,
+        max_edges=config.data.batch.max_edges,
+        limit=config.trainer.limit_train_batches,
         workers=config.data.workers,
     )
+    notes = (statistics.atomic_energies.message, *repeated(train, sets), *oversized(config, train_set))
     return RunData(
         module=module,
         sets=sets,
         splits=splits,
         statistics=statistics,
         model=resolve_model(typed, statistics),
-        notes=(statistics.atomic_energies.message,) if statistics.atomic_energies.message else (),
+        notes=tuple(note for note in notes if note),
     )
+
+
+def repeated(train: Frames, sets: Mapping[str, EvaluationSet]) -> Iterator[str]:
+    """A sentence for each set that holds frames of the training set."""
+    known = train.column("geometry")
+    for name, item in sets.items():
+        found = np.flatnonzero(np.isin(item.structures.column("geometry"), known))
+        if len(found):
+            first = found[:3]
+            twins = [int(np.flatnonzero(known == item.structures.column("geometry")[n])[0]) for n in first]
+            pairs = zip(item.structures.sources(first), train.sources(twins), strict=True)
+            listed = ", ".join(f"{here} = {there}" for here, there in pairs)
+            yield (
+                f"{len(found)} of the {len(item.structures)} frames of {name} are in the training set too, atom by "
+                f"atom ({listed}{' ...' if len(found) > len(first) else ''}). Errors on them say nothing about new "
+                "structures: take them out, or keep them together (data.split.by: group)."
+            )
+
+
+def oversized(config: Config, dataset: Dataset) -> Iterator[str]:
+    """A sentence where structures alone exceed a limit of the batch."""
+    batch = config.data.batch
+    limits = {"max_edges": (batch.max_edges, dataset.edges)}
+    if batch.by != "structures":
+        limits["size"] = (batch.size, getattr(dataset, batch.by))
+    for name, (limit, sizes) in limits.items():
+        above = 0 if limit is None else int((sizes > limit).sum())
+        if above:
+            yield (
+                f"{above} of the {len(dataset)} training frames exceed data.batch.{name}={limit}, with up to "
+                f"{int(sizes.max())} {'edges' if name == 'max_edges' else batch.by}; each is a batch of its own."
+            )
 
 
 def _free_name(name: str, taken: Container[str]) -> str:
@@ -191,13 +301,12 @@ def resolve_types(model: ModelConfig, structures: Sequence[Structure]) -> ModelC
         InputError: atoms of two elements bear one type.
     """
     found: dict[str, str] = {}
-    for structure in structures:
-        for name, symbol in {*zip(structure.type_names or structure.symbols, structure.symbols, strict=True)}:
-            if found.setdefault(name, symbol) != symbol:
-                raise InputError(
-                    f"{structure.source}: atoms of type {name!r} are {symbol}, in another frame {found[name]}. "
-                    "Expected one element for each type (data.keys.type)."
-                )
+    for (name, symbol), number in Frames.of(structures).types().items():
+        if found.setdefault(name, symbol) != symbol:
+            raise InputError(
+                f"{structures[number].source}: atoms of type {name!r} are {symbol}, elsewhere {found[name]}. "
+                "Expected one element for each type (data.keys.type)."
+            )
     names = sorted(found, key=lambda name: (atomic_numbers[found[name]], name))
     types = names if model.types == "auto" else list(model.types)
     elements = {name: symbol for name, symbol in found.items() if name in types and name != symbol}
@@ -304,9 +413,9 @@ def build_module(
 
 def _check_structures(dataset: Dataset) -> list[tuple[Any, Structure]]:
     """The smallest structures, without labels, and their graphs."""
-    smallest = sorted(range(len(dataset)), key=lambda n: len(dataset.structures[n]))[:CHECK_STRUCTURES]
+    smallest = np.argsort(dataset.atoms, kind="stable")[:CHECK_STRUCTURES].tolist()
     bare = [dataclasses.replace(dataset.structures[n], energy=None, forces=None, stress=None) for n in smallest]
-    return [(dataset.samples[n].graph, structure) for n, structure in zip(smallest, bare, strict=True)]
+    return [(dataset[n].graph, structure) for n, structure in zip(smallest, bare, strict=True)]
 
 
 def provenance(
@@ -373,7 +482,6 @@ def build_trainer(
             max_epochs=trainer.max_epochs,
             check_val_every_n_epoch=trainer.check_val_every_n_epoch,
             log_every_n_steps=1,  # ours is that of steps.csv
-            limit_train_batches=trainer.limit_train_batches,
             deterministic=trainer.deterministic,
             gradient_clip_val=training.gradient_clip,
             callbacks=callbacks,

@@ -49,6 +49,9 @@ class Batch:
     by: str = key("structures", "what size counts: structures | atoms | edges")
     size: int = key(5, "per optimizer step, all devices together")
     eval_size: int = key(64, "structures per validation or test batch; no effect on results")
+    max_edges: int | None = key(
+        None, "per device; a larger share of a step is cut into micro-batches, gradients summed; null: no limit"
+    )
 
 
 @dataclass
@@ -66,6 +69,10 @@ class Data:
     units: Units = block(Units, "units of the numbers in the file")
     batch: Batch = block(Batch, "how structures are gathered into optimizer steps")
     neighbor_list: str = key("auto", "auto, or a name from `nequip plugins`")
+    cache: str = key(
+        "auto",
+        "folder for parsed frames, neighbour lists and statistics; auto: NEQUIP_CACHE_DIR or ~/.cache/nequip; or off",
+    )
     workers: int = key(0, "processes that prepare batches")
 
 
@@ -273,6 +280,7 @@ RULES: Mapping[str, Rule] = {
     "data.batch.by": one_of("structures", "atoms", "edges"),
     "data.batch.size": COUNT,
     "data.batch.eval_size": COUNT,
+    "data.batch.max_edges": COUNT_OR_NULL,
     "data.workers": Rule("a whole number of at least 0", lambda v: _is_count(v, 0)),
     "model.cutoff": POSITIVE,
     "model.pair_cutoffs": Rule("{centre: {neighbour: cut-off above 0}}", _per_pair),

@@ -11,8 +11,8 @@ from lightning import LightningDataModule
 from torch.utils.data import DataLoader
 
 from nequip_core.data.batch import Batch
-from nequip_core.data.dataset import Dataset, Sample, make_batch
-from nequip_core.data.loader import EvalSteps, TrainSteps
+from nequip_core.data.dataset import Dataset
+from nequip_core.data.loader import Batches, EvalSteps, Steps, TrainSteps
 from nequip_core.structure import Ints
 
 
@@ -24,8 +24,10 @@ class DataModule(LightningDataModule):
         val: structures to validate on; may be empty.
         seed: of the order of batches.
         by: what ``size`` counts: structures, atoms or edges.
-        size: of an optimizer step.
+        size: of an optimizer step, on all devices together.
         eval_size: structures of a validation batch.
+        max_edges: of one device at a time; a larger share of a step is cut into micro-batches. None: no limit.
+        limit: of the steps of an epoch: a number of them, or a fraction.
         workers: processes that make batches; 0: this one.
     """
 
@@ -38,21 +40,24 @@ class DataModule(LightningDataModule):
         by: str = "structures",
         size: int = 5,
         eval_size: int = 64,
+        max_edges: int | None = None,
+        limit: float = 1.0,
         workers: int = 0,
     ) -> None:
         super().__init__()
         self.train, self.val = train, val
-        self.steps = TrainSteps(_sizes(train, by), size, seed)
+        self.steps = TrainSteps(_sizes(train, by), size, seed, limit)
         self.eval_size = eval_size
+        self.max_edges = max_edges
         self.workers = workers
 
-    def train_dataloader(self) -> DataLoader[Sample]:
-        """Steps of the current epoch, each one batch."""
-        return self._loader(self.train, self.steps)
+    def train_dataloader(self) -> DataLoader[list[Batch]]:
+        """Steps of the current epoch, each a list of this rank's micro-batches."""
+        return self._loader(Steps(self.train, self.max_edges, *self._rank()), self.steps)
 
-    def val_dataloader(self) -> DataLoader[Sample]:
-        """All validation structures once."""
-        return self._loader(self.val, EvalSteps(len(self.val), self.eval_size))
+    def val_dataloader(self) -> DataLoader[Batch]:
+        """This rank's validation structures once."""
+        return self._loader(Batches(self.val), EvalSteps(self.val.edges, self.eval_size, self.max_edges, *self._rank()))
 
     def state_dict(self) -> dict[str, int]:
         """Where the order of batches is: the epoch, and its steps that are done."""
@@ -68,18 +73,30 @@ class DataModule(LightningDataModule):
         # Lightning looks for a state in the loader, where there is none, and warns.
         warnings.filterwarnings("ignore", "You're resuming from a checkpoint that ended before the epoch ended")
 
-    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
+    def transfer_batch_to_device(
+        self, batch: Batch | list[Batch], device: torch.device, dataloader_idx: int
+    ) -> Batch | list[Batch]:
         """Lightning's hook."""
-        return batch if device.type == "cpu" else batch.to(device)
+        if device.type == "cpu":
+            return batch
+        return [piece.to(device) for piece in batch] if isinstance(batch, list) else batch.to(device)
 
-    def _loader(self, dataset: Dataset, steps: TrainSteps | EvalSteps) -> DataLoader[Sample]:
+    def _rank(self) -> tuple[int, int]:
+        return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
+
+    def _loader(self, source: Steps | Batches, steps: TrainSteps | EvalSteps) -> DataLoader[Any]:
         return DataLoader(
-            dataset,  # type: ignore[arg-type]  # a map-style data set is anything with items and a length
-            batch_sampler=steps,
-            collate_fn=make_batch,
+            source,  # type: ignore[arg-type]  # its items are named by the sampler
+            sampler=steps,
+            batch_size=None,
+            collate_fn=_as_it_is,
             num_workers=self.workers,
             persistent_workers=self.workers > 0,
         )
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
 
 
 def _sizes(dataset: Dataset, by: str) -> Ints:

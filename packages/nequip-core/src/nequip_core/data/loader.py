@@ -1,18 +1,26 @@
-"""The order of batches: a function of (seed, epoch) and nothing else, so that any run can be repeated or resumed."""
+"""The order of batches: a function of (seed, epoch) and nothing else, so that any run can be repeated or resumed.
+
+The plan of an epoch is the same on every rank. What a rank computes of a step is cut out of it afterwards: its share of
+the structures, in micro-batches that fit its memory. So neither the number of devices nor their memory changes what a
+step consists of.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 from torch.utils.data import Sampler
 
+from nequip_core.data.batch import Batch
+from nequip_core.data.dataset import Dataset
 from nequip_core.errors import InputError
 from nequip_core.structure import Ints
 
 
 def plan_epoch(sizes: Ints, size: int, *, seed: int, epoch: int) -> list[list[int]]:
-    """Optimizer steps of one epoch: which structures each has.
+    """Optimizer steps of one epoch: which structures each has, on all devices together.
 
     Args:
         sizes: [structures] what each counts: 1, its atoms or its edges.
@@ -21,62 +29,125 @@ def plan_epoch(sizes: Ints, size: int, *, seed: int, epoch: int) -> list[list[in
         epoch: number of the epoch.
     """
     order = np.random.default_rng([seed, epoch]).permutation(len(sizes))
-    return _fill(order.tolist(), sizes, size)
+    return fill(order.tolist(), sizes, size)
 
 
-def _fill(order: Sequence[int], sizes: Ints, size: int) -> list[list[int]]:
+def fill(order: Sequence[int], sizes: Ints, size: int) -> list[list[int]]:
     """Consecutive structures until the next would exceed the size."""
-    steps: list[list[int]] = []
+    groups: list[list[int]] = []
     total = 0
-    for number in order:
-        if not steps or total + sizes[number] > size:
-            steps.append([])
+    for number, weight in zip(order, sizes[np.asarray(order, dtype=np.int64)].tolist(), strict=True):
+        if not groups or total + weight > size:
+            groups.append([])
             total = 0
-        steps[-1].append(number)
-        total += int(sizes[number])
-    return steps
+        groups[-1].append(number)
+        total += weight
+    return groups
+
+
+def share(step: Sequence[int], rank: int, ranks: int) -> Sequence[int]:
+    """The structures of a step that one of several ranks computes; all ranks together have each once."""
+    return step[rank::ranks]
 
 
 class TrainSteps(Sampler[list[int]]):
-    """Batch sampler of training: another order in every epoch."""
+    """Steps of training, each a list of structures; another order in every epoch.
 
-    def __init__(self, sizes: Ints, size: int, seed: int) -> None:
+    It has no length: by atoms or edges epochs have different numbers of steps, and Lightning would hold all epochs to
+    the number of the first. So Lightning looks one step ahead for the end.
+
+    Args:
+        sizes: [structures] what each counts in a step.
+        size: of a step.
+        seed: of the run.
+        limit: whole number: at most so many steps of an epoch; otherwise a fraction of them.
+    """
+
+    def __init__(self, sizes: Ints, size: int, seed: int, limit: float = 1.0) -> None:
         if size < 1:
             raise InputError(f"data.batch.size must be at least 1, received {size}.")
-        self.sizes, self.size, self.seed = sizes, size, seed
+        self.sizes, self.size, self.seed, self.limit = sizes, size, seed, limit
         self._begin = 0
         self.set_epoch(0)
 
-    @property
-    def sampler(self) -> TrainSteps:
-        """Lightning calls `set_epoch` of a batch sampler's sampler, and of nothing else."""
-        return self
-
     def set_epoch(self, epoch: int) -> None:
-        """Make the plan of an epoch."""
-        self.steps = plan_epoch(self.sizes, self.size, seed=self.seed, epoch=epoch)
+        """Make the plan of an epoch, as Lightning asks before each."""
+        steps = plan_epoch(self.sizes, self.size, seed=self.seed, epoch=epoch)
+        kept = self.limit if isinstance(self.limit, int) else max(1, math.floor(self.limit * len(steps)))
+        self.steps = steps[:kept]
 
     def seek(self, epoch: int, step: int) -> None:
         """Go to a step of an epoch, for the next iteration only."""
         self.set_epoch(epoch)
         self._begin = step
 
+    @property
+    def count(self) -> int:
+        """Steps of the current epoch."""
+        return len(self.steps)
+
     def __iter__(self) -> Iterator[list[int]]:
         begin, self._begin = self._begin, 0
         return iter(self.steps[begin:])
 
-    def __len__(self) -> int:
-        return len(self.steps)
-
 
 class EvalSteps(Sampler[list[int]]):
-    """Batch sampler of validation: every structure once, in order."""
+    """Batches of validation: every structure once over all ranks, in order; none is there to fill up.
 
-    def __init__(self, structures: int, size: int) -> None:
-        self.steps = [list(range(n, min(n + size, structures))) for n in range(0, structures, size)]
+    Args:
+        edges: [structures] edges of each.
+        size: structures of a batch.
+        max_edges: most edges of a batch; None: no limit.
+        rank: of this process.
+        ranks: how many there are.
+    """
+
+    def __init__(self, edges: Ints, size: int, max_edges: int | None = None, rank: int = 0, ranks: int = 1) -> None:
+        mine = share(range(len(edges)), rank, ranks)
+        batches = [mine[n : n + size] for n in range(0, len(mine), size)]
+        self.steps = [piece for batch in batches for piece in micro_batches(batch, edges, max_edges)]
 
     def __iter__(self) -> Iterator[list[int]]:
         return iter(self.steps)
 
     def __len__(self) -> int:
         return len(self.steps)
+
+
+def micro_batches(numbers: Sequence[int], edges: Ints, max_edges: int | None) -> list[list[int]]:
+    """Structures cut into pieces of at most ``max_edges`` edges; a larger structure is a piece of its own."""
+    return [list(numbers)] if max_edges is None else fill(numbers, edges, max_edges)
+
+
+class Steps:
+    """From the structures of a step to this rank's micro-batches, whose gradients add up to the step's.
+
+    A rank without structures gets the first one without its labels, so that it takes part with a gradient of zero.
+
+    Args:
+        dataset: structures to train on.
+        max_edges: of a micro-batch; None: no limit.
+        rank: of this process.
+        ranks: how many there are.
+    """
+
+    def __init__(self, dataset: Dataset, max_edges: int | None = None, rank: int = 0, ranks: int = 1) -> None:
+        self.dataset, self.max_edges, self.rank, self.ranks = dataset, max_edges, rank, ranks
+
+    def __getitem__(self, step: Sequence[int]) -> list[Batch]:
+        denominators = self.dataset.denominators(step)
+        mine = share(step, self.rank, self.ranks)
+        if not mine:
+            return [self.dataset.batch(step[:1], denominators, counts=False)]
+        pieces = micro_batches(mine, self.dataset.edges, self.max_edges)
+        return [self.dataset.batch(piece, denominators) for piece in pieces]
+
+
+class Batches:
+    """From the structures of a validation batch to the batch."""
+
+    def __init__(self, dataset: Dataset) -> None:
+        self.dataset = dataset
+
+    def __getitem__(self, numbers: Sequence[int]) -> Batch:
+        return self.dataset.batch(numbers)

@@ -6,6 +6,7 @@ import gzip
 import io
 import itertools
 import lzma
+import warnings
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -17,13 +18,14 @@ import numpy as np
 from ase import Atoms
 from ase.calculators.calculator import PropertyNotImplementedError
 from ase.io.extxyz import read_extxyz
-from ase.io.formats import ioformats
+from ase.io.formats import UnknownFileTypeError, filetype, ioformats
 from ase.stress import voigt_6_to_full_3x3_stress
 from ase.utils import string2index
 
 from nequip_core import units as conversions
 from nequip_core.errors import InputError
 from nequip_core.keys import key
+from nequip_core.plugins.manager import nearest
 from nequip_core.plugins.records import ReaderEntry
 from nequip_core.structure import Floats, Structure
 
@@ -68,6 +70,7 @@ def read(
     keys: Keys | None = None,
     units: Units | None = None,
     readers: Mapping[str, ReaderEntry] | None = None,
+    say: Callable[[str], None] = warnings.warn,
 ) -> Iterator[Structure]:
     """The structures of a file, one after the other, in eV and Å.
 
@@ -79,22 +82,21 @@ def read(
         keys: names of the labels.
         units: of the numbers in the file.
         readers: the registry's, by name.
+        say: told what looks wrong with the labels.
 
     Raises:
-        InputError: no such file, no frames, a frame that can not be read, a label that is not a number. Files are read
-            while iterating, and so the error comes then.
+        InputError: no such file, units declared where ASE converts, two readers for one suffix, no frames, a frame that
+            can not be read, a label that is not a number. Files are read while iterating, and so the error comes then.
     """
     path = Path(path)
     keys, units = keys or Keys(), units or Units()
     if not path.is_file():
         raise InputError(f"No such file: {path}. Paths are relative to the current folder.")
-    named = {entry.name: entry for entry in (readers or {}).values()}
-    by_suffix = {suffix: entry for entry in named.values() for suffix in entry.suffixes}
-    entry = named.get(format) or (by_suffix.get(path.suffix) if format == "auto" else None)
-    if entry is not None and entry.name != "ase":
+    entry = _reader(path, format, readers or {})
+    if entry is not None:
         frames = entry.open.load()(path, index, keys, units)
     else:
-        frames = open_ase(path, index, keys, units, format="auto" if format == "ase" else format)
+        frames = open_ase(path, index, keys, units, format="auto" if format == "ase" else format, say=say)
     empty = True
     for structure in frames:
         structure.validate()
@@ -104,11 +106,88 @@ def read(
         raise InputError(f"{path} holds no frames (index {index!r}). Expected at least one structure.")
 
 
-def open_ase(path: Path, index: str, keys: Keys, units: Units, *, format: str = "auto") -> Iterator[Structure]:
+def _reader(path: Path, format: str, readers: Mapping[str, ReaderEntry]) -> ReaderEntry | None:
+    """The plugin's reader of a format or of a file's suffix; None: ASE reads it."""
+    others = {entry.name: entry for entry in readers.values() if entry.name != "ase"}
+    if format != "auto":
+        return others.get(format)
+    claims = [entry for entry in others.values() if path.suffix in entry.suffixes]
+    if len(claims) > 1:
+        raise InputError(
+            f"{path}: {' and '.join(entry.name for entry in claims)} both read files {path.suffix}. Say which: "
+            f"data.format={claims[0].name}."
+        )
+    return claims[0] if claims else None
+
+
+def open_ase(
+    path: Path,
+    index: str,
+    keys: Keys,
+    units: Units,
+    *,
+    format: str = "auto",
+    say: Callable[[str], None] = warnings.warn,
+) -> Iterator[Structure]:
     """Structures through ASE's readers, streamed."""
     convert = _Converter(keys, units)
+    if units != Units():
+        _refuse_units(path, format, units)
+    free = FreeEnergies(keys)
     for atoms, source in ase_frames(path, index, format=format):
+        free.look(atoms)
         yield convert(atoms, source)
+    free.tell(path, say)
+
+
+AS_WRITTEN = ("extxyz", "xyz", "traj", "json", "db", "bundletrajectory", "netcdftrajectory")
+"""ASE's formats that hold numbers as somebody put them in. In all others ASE knows the program's units and converts."""
+
+
+def _refuse_units(path: Path, format: str, units: Units) -> None:
+    """Units of a file whose units ASE knows are no matter of declaration."""
+    inner = Path(path.stem) if path.suffix in OPENERS else path
+    name = format if format != "auto" else _format_by_name(inner)
+    if name is None:
+        try:
+            name = str(filetype(str(path), guess=True))
+        except UnknownFileTypeError:
+            return  # the reader will say so
+    if name not in AS_WRITTEN and name in ioformats:
+        declared = ", ".join(f"{key}: {value}" for key, value in vars(units).items() if value != getattr(Units(), key))
+        raise InputError(
+            f"{path}: data.units declares {declared}, but ASE reads {name} ({ioformats[name].description}) and "
+            "converts it to eV and Å itself. Leave data.units out for such files."
+        )
+
+
+class FreeEnergies:
+    """Notices frames whose energy is not the one that their forces belong to (a smeared density of states)."""
+
+    def __init__(self, keys: Keys) -> None:
+        self.watch = keys.energy == "energy"
+        self.frames, self.largest = 0, 0.0
+
+    def look(self, atoms: Atoms) -> None:
+        """At a frame as ASE read it."""
+        results = {} if atoms.calc is None or not self.watch else atoms.calc.results
+        energy, free = results.get("energy"), results.get("free_energy")
+        if isinstance(energy, float) and isinstance(free, float) and abs(energy - free) > FREE_ENERGY:
+            self.frames += 1
+            self.largest = max(self.largest, abs(energy - free))
+
+    def tell(self, path: Path, say: Callable[[str], None]) -> None:
+        """What was found."""
+        if self.frames:
+            say(
+                f"{path}: in {self.frames} frames the free energy differs from the energy (by up to "
+                f"{self.largest:.3g} eV), and the forces are the derivative of the free energy. Train on it: "
+                "data.keys.energy=free_energy."
+            )
+
+
+FREE_ENERGY = 1e-6
+"""eV; differences below this are rounding."""
 
 
 def read_atoms(path: str | Path, index: int = 0) -> Atoms:
@@ -223,10 +302,27 @@ def _select(frames: Iterable[T], wanted: slice) -> Iterator[tuple[int, T]]:
     return iter(list(numbered)[wanted])
 
 
+UNIT_WORDS: Mapping[str, tuple[str, ...]] = {
+    "length": tuple(conversions.LENGTH),
+    "energy": tuple(conversions.ENERGY),
+    "forces": conversions.FORCE_NAMES,
+    "stress": tuple(conversions.STRESS),
+    "stress_sign": tuple(conversions.STRESS_SIGN),
+}
+"""What each key of `Units` may say."""
+
+
 class _Converter:
     """ASE's frames to structures: labels by their names, in eV and Å."""
 
     def __init__(self, keys: Keys, units: Units) -> None:
+        for name, known in UNIT_WORDS.items():
+            word = getattr(units, name)
+            if word not in known:
+                raise InputError(
+                    f"data.units.{name}: {word!r} is no unit known here.{nearest(word, known)} "
+                    f"Expected one of {', '.join(known)}."
+                )
         self.keys = keys
         self.length = conversions.LENGTH[units.length]
         self.energy = conversions.ENERGY[units.energy]

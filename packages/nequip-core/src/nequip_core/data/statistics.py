@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
+from nequip_core.data.cache import NO_CACHE, Cache, Stored
 from nequip_core.data.dataset import Dataset
 from nequip_core.errors import InputError
 from nequip_core.structure import Floats, Structure, TypeMap
+
+GROUPS = 20
+"""Rows of the table of residuals; what is left over is one row more."""
 
 
 @dataclass(frozen=True)
@@ -21,17 +25,21 @@ class AtomicEnergies:
         method: least_squares | isolated_atoms | mean | zero | given.
         values: {type: eV}.
         rank: of the composition matrix; below the number of types they are not determined.
+        fit: the same in words: ``rank 1 of 4``; None unless they were fitted.
         undetermined: types whose energies compositions do not fix.
         residual_rms: of the total energies after subtraction, eV/atom; None without energies.
+        residuals: the same by composition, most frequent first: ``{composition, n, mean, rms, max}``, eV/atom.
         message: a sentence when there is something to know.
     """
 
     method: str
     values: dict[str, float]
-    rank: int | None
-    undetermined: tuple[str, ...]
-    residual_rms: float | None
-    message: str
+    rank: int | None = None
+    fit: str | None = None
+    undetermined: tuple[str, ...] = ()
+    residual_rms: float | None = None
+    residuals: tuple[dict[str, Any], ...] = ()
+    message: str = ""
 
 
 @dataclass(frozen=True)
@@ -66,38 +74,61 @@ class Statistics:
         """For data/statistics.json."""
         return asdict(self)
 
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> Self:
+        """What `to_json` wrote."""
+        energies = {**value["atomic_energies"]}
+        energies |= {name: tuple(energies[name]) for name in ("undetermined", "residuals")}
+        return cls(**{**value, "atomic_energies": AtomicEnergies(**energies)})
+
 
 def compute(
-    dataset: Dataset, atomic_energies: str | Mapping[str, float], isolated: Sequence[Structure] = ()
+    dataset: Dataset,
+    atomic_energies: str | Mapping[str, float],
+    isolated: Sequence[Structure] = (),
+    *,
+    cache: Cache = NO_CACHE,
 ) -> Statistics:
-    """Statistics of a training set.
+    """Statistics of a whole training set, the same on every rank.
 
     Args:
-        dataset: structures with graphs.
+        dataset: structures with edges.
         atomic_energies: least_squares | isolated_atoms | mean | zero | {type: eV}.
         isolated: one-atom structures with energies.
+        cache: where they are kept.
 
     Raises:
         InputError: a method that needs labels which are not there; a type without a given energy.
     """
+    key = {
+        **dataset.key,
+        "labels": dataset.structures.content_hash(),
+        "atomic_energies": atomic_energies,
+        "isolated": [[one.symbols, one.type_names, one.energy] for one in isolated],
+    }
+    made = cache.get("statistics", key, lambda: Stored({}, _compute(dataset, atomic_energies, isolated).to_json()))
+    return Statistics.from_json(made.about)
+
+
+def _compute(dataset: Dataset, atomic_energies: str | Mapping[str, float], isolated: Sequence[Structure]) -> Statistics:
     names = dataset.type_map.names
-    types = np.concatenate([sample.graph.types.numpy() for sample in dataset])
-    degree = np.concatenate([np.diff(sample.graph.row_ptr.numpy()) for sample in dataset])
-    atoms = np.bincount(types, minlength=len(names))
-    edges = np.bincount(types, weights=degree, minlength=len(names))
-    forces = [s.forces.ravel() for s in dataset.structures if s.forces is not None]
+    degree = dataset.degree.astype(np.int64)
+    atoms = np.bincount(dataset.types, minlength=len(names))
+    edges = np.bincount(dataset.types, weights=degree, minlength=len(names))
+    frames = dataset.structures
+    forces = frames.atom_column("forces")[np.repeat(frames.column("has_forces"), frames.atoms)]
     shifts = fit_atomic_energies(dataset, atomic_energies, isolated)
     compositions, energies = _compositions(dataset)
     sizes = compositions.sum(axis=1)
     residuals = (energies - compositions @ np.array([shifts.values[name] for name in names])) / sizes
     return Statistics(
         n_structures=len(dataset),
-        n_atoms=len(types),
+        n_atoms=len(degree),
         n_edges=int(degree.sum()),
         atoms_per_type=dict(zip(names, atoms.tolist(), strict=True)),
         avg_num_neighbors=float(degree.mean()),
         avg_num_neighbors_per_type=dict(zip(names, (edges / np.maximum(atoms, 1)).tolist(), strict=True)),
-        forces_rms=float(np.sqrt(np.mean(np.concatenate(forces) ** 2))) if forces else None,
+        forces_rms=float(np.sqrt(np.mean(forces**2))) if len(forces) else None,
         per_atom_energy_mean=float((energies / sizes).mean()) if len(energies) else None,
         per_atom_energy_std=float(residuals.std()) if len(energies) else None,
         atomic_energies=shifts,
@@ -106,16 +137,11 @@ def compute(
 
 def _compositions(dataset: Dataset) -> tuple[Floats, Floats]:
     """[labelled structures, types] atoms of each type, and [labelled structures] total energies in eV."""
-    count = len(dataset.type_map.names)
-    labelled = [
-        (np.bincount(sample.graph.types.numpy(), minlength=count), structure.energy)
-        for sample, structure in zip(dataset, dataset.structures, strict=True)
-        if structure.energy is not None and len(structure)
-    ]
-    if not labelled:
-        return np.zeros((0, count)), np.zeros(0)
-    rows, energies = zip(*labelled, strict=True)
-    return np.array(rows, dtype=np.float64), np.array(energies, dtype=np.float64)
+    frames, types = dataset.structures, len(dataset.type_map.names)
+    owner = np.repeat(np.arange(len(frames)), frames.atoms)
+    counts = np.bincount(owner * types + dataset.types, minlength=len(frames) * types).reshape(len(frames), types)
+    labelled = frames.column("has_energy") & (frames.atoms > 0)
+    return counts[labelled].astype(np.float64), frames.column("energy")[labelled]
 
 
 def fit_atomic_energies(
@@ -126,7 +152,6 @@ def fit_atomic_energies(
     compositions, energies = _compositions(dataset)
     rank: int | None = None
     undetermined: tuple[str, ...] = ()
-    message = ""
     if isinstance(method, Mapping):
         values = _given(method, names)
         label = "given"
@@ -149,18 +174,50 @@ def fit_atomic_energies(
             raise InputError(
                 f"model.atomic_energies={method!r}. Expected least_squares, isolated_atoms, mean, zero or {{type: eV}}."
             )
-    if undetermined and rank is not None:
+    fit = None if rank is None else f"rank {rank} of {len(names)}"
+    message = ""
+    if undetermined:
         message = (
-            f"The compositions of the training set do not determine the atomic energies (rank {rank} of {len(names)}): "
+            f"The compositions of the training set do not determine the atomic energies ({fit}): "
             f"those of {', '.join(undetermined)} are the smallest that fit. Within this set nothing is lost; for other "
             "compositions and isolated atoms give them: model.atomic_energies=isolated_atoms with data.isolated_atoms, "
             "or numbers."
         )
-    residual = None
-    if len(energies):
-        left = (energies - compositions @ np.array([values[name] for name in names])) / compositions.sum(axis=1)
-        residual = float(np.sqrt(np.mean(left**2)))
-    return AtomicEnergies(label, values, rank, undetermined, residual, message)
+    left = (energies - compositions @ np.array([values[name] for name in names])) / compositions.sum(axis=1)
+    return AtomicEnergies(
+        method=label,
+        values=values,
+        rank=rank,
+        fit=fit,
+        undetermined=undetermined,
+        residual_rms=float(np.sqrt(np.mean(left**2))) if len(left) else None,
+        residuals=tuple(_residuals(compositions, left, names)),
+        message=message,
+    )
+
+
+def _residuals(compositions: Floats, left: Floats, names: tuple[str, ...]) -> Iterator[dict[str, Any]]:
+    """A row for each of the most frequent compositions, and one for the rest."""
+    found, group, counts = np.unique(compositions, axis=0, return_inverse=True, return_counts=True)
+    frequent = np.argsort(-counts, kind="stable")[:GROUPS]
+    for index in frequent.tolist():
+        formula = "".join(
+            f"{name}{int(count) if count > 1 else ''}" for name, count in zip(names, found[index], strict=True) if count
+        )
+        yield _residual(formula, left[group.reshape(-1) == index])
+    if len(found) > GROUPS:
+        yield _residual(f"{len(found) - GROUPS} others", left[~np.isin(group.reshape(-1), frequent)])
+
+
+def _residual(name: str, left: Floats) -> dict[str, Any]:
+    size = np.abs(left)
+    return {
+        "composition": name,
+        "n": len(left),
+        "mean": float(left.mean()),
+        "rms": float(np.sqrt(np.mean(left**2))),
+        "max": float(size.max()),
+    }
 
 
 def _least_squares(

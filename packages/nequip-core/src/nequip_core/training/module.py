@@ -91,15 +91,27 @@ class TrainingModule(LightningModule):
 
     # ---- steps
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """The batch's share of the loss of its optimizer step.
+    def training_step(self, batches: Sequence[Batch], batch_idx: int) -> Tensor:
+        """The loss of the last micro-batch of a step, whose gradient Lightning adds to those of the others.
+
+        Only there a strategy has to reduce gradients over ranks: once per step.
 
         Raises:
             InputError: an earlier loss was not finite.
         """
-        loss = self.loss(self.potential(batch.graph), batch)
-        self._stop_unless_finite(self.losses.add(loss, batch.ids))
-        return loss
+        super().optimizer_zero_grad(self.trainer.current_epoch, batch_idx, self._optimizer)
+        *first, last = batches
+        losses = []
+        for batch in first:
+            losses.append(self.loss(self.potential(batch.graph), batch))
+            torch.autograd.backward(losses[-1])
+        losses.append(self.loss(self.potential(last.graph), last))
+        total = torch.stack([loss.detach() for loss in losses]).sum()
+        self._stop_unless_finite(self.losses.add(total, torch.cat([batch.ids for batch in batches])))
+        return losses[-1]
+
+    def optimizer_zero_grad(self, *args: Any, **kwargs: Any) -> None:
+        """Done at the beginning of a step: Lightning would do it between its forward and its last backward."""
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Add the batch to the metrics."""
@@ -134,9 +146,13 @@ class TrainingModule(LightningModule):
     @property
     def learning_rate(self) -> float:
         """Of the next step."""
+        return float(self._optimizer.param_groups[0]["lr"])
+
+    @property
+    def _optimizer(self) -> Optimizer:
         optimizer = self.optimizers(use_pl_optimizer=False)
         assert isinstance(optimizer, Optimizer)
-        return float(optimizer.param_groups[0]["lr"])
+        return optimizer
 
     def _advance_scheduler(self) -> None:
         assert self.scheduler is not None
