@@ -331,8 +331,8 @@ FOREIGN = (
 """How a member's name tells whose file it is; the first that fits, since torch's pickles have a .data/ too."""
 
 CONVERT = (
-    "Expected a checkpoint or package written by nequip-core. `nequip convert`, which will read published files, comes "
-    "with a later version; until then, train anew or use the published package for this file."
+    "Expected a checkpoint or package written by nequip-core. Files of the published nequip, 0.16 or later, become "
+    "ours by `nequip convert SOURCE OUT.ckpt`."
 )
 
 

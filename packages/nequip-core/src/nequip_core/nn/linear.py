@@ -59,7 +59,7 @@ class SelfConnection(nn.Module):
             if self.by_type:
                 weight = torch.einsum("td,udv->utv", embedding, weight)
             block = x[irrep]
-            if weight.shape[1] > 1:
+            if not (self.by_type and self.num_types == 1):  # whose attribute is 1
                 block = (block.unsqueeze(3) * attributes[:, None, None, :]).flatten(2)
             out[irrep] = block @ weight.flatten(0, 1)
         return out

@@ -43,6 +43,8 @@ def nequip_models() -> Iterable[ModelEntry]:
         build=Ref("nequip_core.models.nequip:build"),
         tiny={"num_layers": 2, "l_max": 1, "num_features": 4, "num_bessels": 4, "radial_mlp": [8]},
         reference="10.1038/s41467-022-29939-5",
+        from_published=Ref("nequip_core.models.nequip_published:from_published"),
+        published=("NequIPGNNModel", "PresetNequIPGNNModel"),
     )
 
 
@@ -143,6 +145,7 @@ def nequip_commands() -> Iterable[CommandEntry]:
         "info": "what a model is: types, cut-offs, layers, training data, versions",
         "md": "molecular dynamics in ASE",
         "relax": "relax atoms, and the cell if asked",
+        "convert": "a published checkpoint, package or training config into ours",
         "plugins": "what each installed plugin offers",
         "doctor": "versions, devices, compilers, plugins and engines of this machine",
     }

@@ -50,7 +50,9 @@ class ModelEntry:
     ``build(config, info, ops)``: an `nequip_core.models.base.Architecture`.
     ``tiny``: the smallest useful values of the config's own fields, for tests.
     ``reference``: DOI or arXiv number of the paper.
-    ``from_published``: converts a published package's config and state dict; absent: not supported.
+    ``from_published(options, weights, versions)``: a model of the published packages as keys of ``config`` and a state
+    dict; see `nequip_core.models.published`. Absent: not supported.
+    ``published``: the model builders of the published packages that ``from_published`` takes, by their last name.
     """
 
     name: str
@@ -59,6 +61,7 @@ class ModelEntry:
     tiny: Mapping[str, Any] = field(default_factory=dict)
     reference: str = ""
     from_published: Ref | None = None
+    published: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,0 +1,113 @@
+"""Converts what tests/parity/generate.py wrote, and compares the predictions. Runs in our environment.
+
+    python tests/parity/compare.py OUT [OUT ...]
+
+Prints a table of the options and one of the errors: the largest difference over the largest absolute value. Exit code 3
+where one exceeds 1e-10 (models in float64) or 5e-5 (float32).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from ase.data import atomic_numbers
+
+from nequip_core.export.artifact import LoadedModel, load_model
+from nequip_core.export.package import write_package
+from nequip_core.export.published import as_package, convert, read_published
+from nequip_core.graph import from_structure
+from nequip_core.neighbors import make_matscipy
+from nequip_core.plugins.manager import load_registry
+from nequip_core.potential import stress
+from nequip_core.structure import Structure
+
+TOLERANCE = {"float64": 1e-10, "float32": 5e-5}
+QUANTITIES = ("total_energy", "atomic_energy", "forces", "virial", "stress")
+
+
+def predict(loaded: LoadedModel, frame: dict[str, Any], elements: dict[str, str]) -> dict[str, np.ndarray]:
+    """The published names of what our model gives."""
+    info, periodic = loaded.info, frame["pbc"]
+    cell = np.array(frame["cell"])
+    structure = Structure(
+        positions=np.array(frame["positions"]),
+        numbers=np.array([atomic_numbers[elements[t]] for t in frame["types"]]),
+        cell=cell,
+        pbc=np.full(3, periodic),
+        type_names=tuple(frame["types"]),
+        source="parity",
+    )
+    graph = from_structure(structure, loaded.type_map, np.array(info.pair_cutoffs), make_matscipy(info.cutoff))
+    out = loaded.potential(graph)
+    found = {
+        "total_energy": out.energy[0],
+        "atomic_energy": out.atomic_energy,
+        "forces": out.forces,
+        "virial": out.virial[0],
+    }
+    if periodic:
+        found["stress"] = stress(out.virial, torch.tensor([abs(np.linalg.det(cell))]))[0]
+    return {name: tensor.detach().numpy() for name, tensor in found.items()}
+
+
+def compare(folder: Path) -> dict[str, float]:
+    """The largest relative error of each quantity."""
+    case = json.loads((folder / "case.json").read_text())
+    source = next(path for path in (folder / "last.ckpt", folder / "model.nequip.zip") if path.exists())
+    members = convert(read_published(source), load_registry())
+    worst = dict.fromkeys(QUANTITIES, 0.0)
+    with tempfile.TemporaryDirectory() as name:
+        checkpoint, package = Path(name) / "x.ckpt", Path(name) / "x.nequip.zip"
+        write_package(checkpoint, members)
+        write_package(package, as_package(members))
+        for kind, frames in case["predictions"].items():
+            path = package if kind == "ema" else checkpoint
+            loaded = load_model(path, weights=kind, registry=load_registry())
+            assert loaded.weights == kind, (folder, kind, loaded.weights)
+            ours = [predict(loaded, frame, case["elements"]) for frame in case["frames"]]
+            for quantity in QUANTITIES:
+                if quantity in frames[0]:
+                    pairs = [(a[quantity], np.array(b[quantity])) for a, b in zip(ours, frames, strict=True)]
+                    difference = max(float(np.abs(a - b).max()) for a, b in pairs)
+                    largest = max(float(np.abs(b).max()) for _, b in pairs)
+                    worst[quantity] = max(worst[quantity], difference / (largest or 1.0))
+    return worst
+
+
+def main() -> int:
+    """Print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folders", nargs="+", type=Path)
+    folders = sorted(path.parent for out in parser.parse_args().folders for path in out.glob("*/case.json"))
+    torch.set_num_threads(1)
+    rows, failed = [], []
+    for folder in folders:
+        case = json.loads((folder / "case.json").read_text())
+        options = case["options"]
+        errors = compare(folder)
+        limit = TOLERANCE[options["dtype"]]
+        bad = [name for name, error in errors.items() if not error < limit]
+        failed += [f"{folder}: {', '.join(bad)}"] if bad else []
+        rows.append(
+            [folder.name, case["versions"]["nequip"], options["dtype"], *(f"{errors[q]:.1e}" for q in QUANTITIES)]
+        )
+        drawn = " ".join(f"{key}={value}" for key, value in options.items())
+        print(f"{folder.name}  {case['versions']['nequip']}  {drawn}")
+    print()
+    for row in [["case", "nequip", "dtype", *QUANTITIES], *rows]:
+        print("  ".join(f"{cell:>13}" for cell in row))
+    print(f"\n{len(rows)} cases, {len(failed)} outside {TOLERANCE}")
+    for line in failed:
+        print(line)
+    return 3 if failed or not rows else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
