@@ -177,3 +177,20 @@ def peers(session: nox.Session) -> None:
     """Speed against the published package, in alternation: `nox -s peers -- ITS_PYTHON [options]`."""
     exe = python(session)
     run(session, exe, "benchmarks/peers/eager.py", exe, *session.posargs)
+
+
+PUBLISHED = ("nequip==0.19.1", "nequip-allegro==0.8.3")
+"""What `parity` compares with."""
+
+
+@shared
+def parity(session: nox.Session) -> None:
+    """Published models with random options, converted: same energies, forces and stress (`-- --count 10`: fewer)."""
+    exe = python(session)
+    theirs = session.cache_dir.parent / "peers" / "bin" / "python"
+    if not theirs.exists():
+        session.run(sys.executable, "-m", "venv", str(theirs.parent.parent), external=True)
+        run(session, theirs, "-m", "pip", "install", "--quiet", "-c", CONSTRAINTS, *PUBLISHED)
+    with tempfile.TemporaryDirectory() as name:
+        run(session, theirs, "tests/parity/generate.py", Path(name) / "out", *session.posargs)
+        run(session, exe, "tests/parity/compare.py", Path(name) / "out")
