@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import importlib.util
 import json
 import signal
 from collections.abc import Callable
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 from ase import Atoms
 from ase.calculators.emt import EMT
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from nequip_core.cli import running
 from nequip_core.cli.main import main
@@ -202,6 +204,26 @@ def test_other_optimizer_scheduler_and_callback(folder: Path) -> None:
     ]
     assert train(*words) == 0
     assert [float(row["lr"]) for row in rows("run")] == pytest.approx([0.01, 0.005])
+
+
+def test_tensorboard_has_metrics_and_pace(folder: Path) -> None:
+    assert train("loggers=[tensorboard]") == 0
+    events = EventAccumulator("run/tensorboard").Reload()
+    tags = set(events.Tags()["scalars"])
+    assert {"val_loss", "val_forces_mae", "train_loss"} <= tags
+    assert {"step/loss", "step/lr", "step/step_s", "step/data_wait"} <= tags
+    assert [event.step for event in events.Scalars("step/loss")] == [1, 2, 3, 4, 5, 6]
+    assert not Path("run/steps.csv").exists()
+
+
+def test_wandb_that_is_not_installed(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert train("loggers=[csv,wandb]") == 2
+    said = capsys.readouterr().err
+    assert "wandb is not installed here. Install it (pip install wandb)" in said
+    assert not Path("run").exists()
 
 
 # Going on

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from lightning.pytorch.loggers import TensorBoardLogger
 
+from nequip_core.config import build
 from nequip_core.config.build import build_loss, resolve_model, resolve_types, seconds
 from nequip_core.config.schema import Config
 from nequip_core.data.statistics import AtomicEnergies, Statistics
@@ -103,6 +106,23 @@ def test_loss_has_the_terms_that_weigh_something(per_atom: bool, quantity: str) 
     config.training.loss.energy.weight = 3.0
     loss = build_loss(config, load_registry())
     assert [(term.quantity, term.weight) for term in loss.terms] == [(quantity, 3.0), ("forces", 1.0)]
+
+
+def test_loggers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: dict[str, Any] = {}
+    monkeypatch.setattr(build, "WandbLogger", lambda **options: made.update(options) or "wandb")
+    monkeypatch.setenv("WANDB_PROJECT", "copper")
+    config = Config(loggers=["csv", "wandb", "tensorboard"], model=NequIPConfig(cutoff=3.0))
+    config.run.name = "one"
+    wandb, tensorboard = build.build_loggers(config, tmp_path, "abc")
+    assert wandb == "wandb"
+    assert isinstance(tensorboard, TensorBoardLogger)
+    assert tensorboard.log_dir == str(tmp_path / "tensorboard")
+    # The same id and resume=allow: a run that goes on is one run there too.
+    assert (made["id"], made["resume"], made["name"], made["project"]) == ("abc", "allow", "one", "copper")
+    assert made["save_dir"] == tmp_path
+    assert made["config"]["model"]["cutoff"] == 3.0
+    assert build.build_loggers(Config(loggers=["csv"]), tmp_path, "abc") == []
 
 
 def test_seconds() -> None:

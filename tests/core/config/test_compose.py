@@ -234,7 +234,7 @@ def test_lightning_names_point_at_ours(tmp_path: Path, registry: Registry, name:
         ("model.radial_mlp=[a]", "a list of whole numbers"),
         ("model.elements=3", "a dictionary"),
         ("model.types.x=3", "a dictionary"),
-        ("loggers=[wandb]", "csv and tensorboard"),
+        ("loggers=[mlflow]", "csv, tensorboard and wandb"),
         ("loggers=csv", "a list of names"),
         ("data=3", "the keys below it"),
         ("data.path={a: 1}", "a file name or a list of file names"),

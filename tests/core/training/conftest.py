@@ -25,6 +25,7 @@ from nequip_core.training import callbacks, loss, optimizers
 from nequip_core.training.checkpoint import PackageIO
 from nequip_core.training.module import TrainingModule
 from nequip_core.training.nonfinite import offending_to
+from nequip_core.training.pace import Pace
 from nequip_core.training.strategy import single
 
 TINY: dict[str, Any] = {"num_layers": 2, "l_max": 1, "num_features": 4, "num_bessels": 4, "radial_mlp": [4]}
@@ -110,11 +111,12 @@ class Run:
     ) -> tuple[Trainer, TrainingModule, DataModule]:
         """Trainer, module and data of a run of the same kind."""
         self.checkpoints = callbacks.Checkpoints(self.folder / "checkpoints", every=every, keep_every=keep_every)
-        clock = callbacks.Clock()
+        clock, pace = callbacks.Clock(), Pace()
         chosen = [
             clock,
+            pace,
             callbacks.MetricsTable(self.folder / "metrics.csv", clock),
-            callbacks.StepsTable(self.folder / "steps.csv", clock, 3),
+            callbacks.StepsTable(self.folder / "steps.csv", clock, pace, 3),
             *([callbacks.Patience(patience)] if patience else []),
             *([callbacks.StepLimit(max_steps)] if max_steps else []),
             *more,
@@ -141,6 +143,7 @@ class Run:
             "devices": 1,
             "plugins": [PackageIO(self.provenance)],
             "callbacks": chosen,
+            "profiler": pace.fetch,
             "logger": False,
             "enable_progress_bar": False,
             "enable_model_summary": False,

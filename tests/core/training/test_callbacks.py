@@ -56,7 +56,7 @@ def test_columns_are_the_papers(make_run: Callable[..., Any], terms: Loss) -> No
     run = make_run()
     run.fit(terms, max_epochs=1)
     assert (run.folder / "metrics.csv").read_text().splitlines()[0] == ",".join(METRICS)
-    assert (run.folder / "steps.csv").read_text().splitlines()[0] == "epoch,step,time_s,lr,loss"
+    assert (run.folder / "steps.csv").read_text().splitlines()[0] == "epoch,step,time_s,lr,loss,step_s,data_wait"
 
 
 @pytest.mark.parametrize("terminal", [True, False])

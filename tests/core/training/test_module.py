@@ -27,11 +27,14 @@ from nequip_core.training.module import random_state, set_random_state
 
 MakeRun = Callable[..., Any]
 
+TIMES = {"time_s", "step_s", "data_wait"}
+"""Columns that no two runs have in common."""
+
 
 def rows(path: Path) -> list[dict[str, str]]:
-    """Of a CSV file, without the time."""
+    """Of a CSV file, without times."""
     with path.open() as file:
-        return [{name: value for name, value in row.items() if name != "time_s"} for row in csv.DictReader(file)]
+        return [{name: value for name, value in row.items() if name not in TIMES} for row in csv.DictReader(file)]
 
 
 def last(run: Any) -> Members:

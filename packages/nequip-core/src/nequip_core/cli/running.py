@@ -27,7 +27,7 @@ from nequip_core.export.artifact import load_model
 from nequip_core.files import sha256
 from nequip_core.models.base import EnergyModel
 from nequip_core.plugins.manager import Registry
-from nequip_core.training.callbacks import CtrlCError, ProgressLines, StoppedError
+from nequip_core.training.callbacks import CtrlCError, StoppedError
 from nequip_core.training.report import write_report
 
 
@@ -113,7 +113,7 @@ def fit(
     about = build.provenance(config, registry, data, {**versions(), **registry.versions()}, run.hashes)
     module = build.build_module(config, registry, model, data, run.path / "not_finite.extxyz")
     training = build.build_trainer(
-        config, registry, run.path, about, progress=ProgressLines(console), extra=[Terminator()]
+        config, registry, run.path, about, run_id=run.manifest["id"], console=console, extra=[Terminator()]
     )
     last = run.last_checkpoint
     console.say(f"Training in {run.path}" + (f", going on from {last.name}" if last else ""))

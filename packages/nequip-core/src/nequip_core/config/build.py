@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import os
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, is_dataclass
 from functools import partial
@@ -20,8 +21,8 @@ import numpy as np
 import torch
 from ase.data import atomic_numbers
 from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.callbacks import ProgressBar
-from lightning.pytorch.loggers import Logger, TensorBoardLogger
+from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
+from rich.console import Console
 
 from nequip_core.config import schema
 from nequip_core.config.checks import device_type
@@ -52,6 +53,7 @@ from nequip_core.training.callbacks import (
     EarlyEnd,
     MetricsTable,
     Patience,
+    ProgressLines,
     StepLimit,
     StepsTable,
 )
@@ -59,6 +61,7 @@ from nequip_core.training.checkpoint import PackageIO
 from nequip_core.training.loss import Loss, Term
 from nequip_core.training.module import TrainingModule
 from nequip_core.training.nonfinite import offending_to
+from nequip_core.training.pace import Pace
 
 CHECK_STRUCTURES = 2
 """Structures whose predictions go into checkpoints."""
@@ -453,24 +456,37 @@ def build_trainer(
     folder: Path,
     provenance: Provenance,
     *,
-    progress: ProgressBar,
+    run_id: str,
+    console: Console,
     extra: Sequence[Callback] = (),
 ) -> Training:
-    """Lightning's trainer, which writes into ``folder`` (made when the training begins)."""
+    """Lightning's trainer, which writes into ``folder`` (made when the training begins).
+
+    Args:
+        config: of the run.
+        registry: strategies.
+        folder: of the run.
+        provenance: what checkpoints say.
+        run_id: by which Weights & Biases knows the run again when it goes on.
+        console: for the lines and the bar of the training.
+        extra: further callbacks.
+    """
     trainer, training = config.trainer, config.training
-    clock = Clock()
+    clock, pace = Clock(), Pace()
     checkpoints = Checkpoints(folder / "checkpoints", every=training.checkpoint_every, keep_every=training.keep_every)
-    callbacks: list[Callback] = [clock, MetricsTable(folder / "metrics.csv", clock)]
-    loggers: list[Logger] = []
-    if "csv" in config.loggers:
-        callbacks.append(StepsTable(folder / "steps.csv", clock, trainer.log_every_n_steps))
-    if "tensorboard" in config.loggers:
-        loggers.append(TensorBoardLogger(folder, name="", version="tensorboard"))
+    steps = folder / "steps.csv" if "csv" in config.loggers else None
+    callbacks: list[Callback] = [
+        clock,
+        pace,
+        MetricsTable(folder / "metrics.csv", clock),
+        StepsTable(steps, clock, pace, trainer.log_every_n_steps),
+    ]
     if training.early_stopping_patience is not None:
         callbacks.append(Patience(training.early_stopping_patience))
     if trainer.max_steps != -1:
         callbacks.append(StepLimit(trainer.max_steps))
-    callbacks += [checkpoints, EarlyEnd(checkpoints, max_time=seconds(trainer.max_time)), progress, *extra]
+    callbacks += [checkpoints, EarlyEnd(checkpoints, max_time=seconds(trainer.max_time))]
+    callbacks += [ProgressLines(console, pace), *extra]
     callbacks += [import_class("training.callbacks", item.name)(**item.args) for item in training.callbacks]
     device = device_type(config)
     strategy = registry.training["strategy", "single" if trainer.strategy == "auto" else trainer.strategy]
@@ -485,7 +501,8 @@ def build_trainer(
             deterministic=trainer.deterministic,
             gradient_clip_val=training.gradient_clip,
             callbacks=callbacks,
-            logger=loggers,
+            logger=build_loggers(config, folder, run_id),
+            profiler=pace.fetch,
             plugins=[PackageIO(provenance)],
             default_root_dir=folder,
             num_sanity_val_steps=0,
@@ -495,6 +512,22 @@ def build_trainer(
         ),
         checkpoints=checkpoints,
     )
+
+
+def build_loggers(config: Config, folder: Path, run_id: str) -> list[Logger]:
+    """What Lightning logs to besides our tables, in the order of the config."""
+    makers: Mapping[str, Callable[[], Logger]] = {
+        "tensorboard": lambda: TensorBoardLogger(folder, name="", version="tensorboard"),
+        "wandb": lambda: WandbLogger(
+            name=config.run.name,
+            save_dir=folder,
+            id=run_id,
+            resume="allow",
+            project=os.environ.get("WANDB_PROJECT", "nequip"),
+            config=dataclasses.asdict(config),
+        ),
+    }
+    return [makers[name]() for name in config.loggers if name in makers]
 
 
 def seconds(text: str | None) -> float | None:

@@ -7,6 +7,7 @@ file's other errors.
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import os
 import re
 from collections.abc import Iterable, Sequence
@@ -125,6 +126,15 @@ def check_training(config: Config, registry: Registry) -> Found:
         yield "trainer.max_epochs", "trainer: max_epochs and max_steps are -1 and max_time is null: the run has no end."
 
 
+def check_loggers(config: Config, registry: Registry) -> Found:
+    """What a logger needs is installed."""
+    if "wandb" in config.loggers and importlib.util.find_spec("wandb") is None:
+        yield (
+            "loggers",
+            "loggers: wandb is not installed here. Install it (pip install wandb), or take csv and tensorboard.",
+        )
+
+
 def check_devices(config: Config, registry: Registry) -> Found:
     """The device is there."""
     if config.trainer.accelerator == "cuda" and not torch.cuda.is_available():
@@ -194,5 +204,5 @@ def device_type(config: Config) -> str:
     return "cuda" if wanted and torch.cuda.is_available() else "cpu"
 
 
-CHECKS = (check_parts, check_data, check_training, check_model, check_files, check_devices, check_folder)
+CHECKS = (check_parts, check_data, check_training, check_model, check_files, check_loggers, check_devices, check_folder)
 """All of them, in the order in which their findings are reported."""

@@ -3,7 +3,7 @@
 Its files (all written under a temporary name first)::
 
     config.yaml   all keys, resolved: `nequip train DIR/config.yaml run.dir=OTHER` repeats the run
-    run.json      state, command line, seed, versions, host, devices, times, best epoch, hashes of the data, kernels
+    run.json      id, state, command line, seed, versions, host, devices, times, best epoch, hashes of the data, kernels
     .lock         held by the process that writes
 """
 
@@ -17,6 +17,7 @@ import platform
 import re
 import shlex
 import socket
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
@@ -188,6 +189,10 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in names}}
 
 
+def _new_id() -> str:
+    return uuid.uuid4().hex[:12]
+
+
 class Run:
     """A run's folder, from the first look at it to the end; a context that holds the lock.
 
@@ -278,7 +283,7 @@ class Run:
             for leftover in self.path.rglob(".*.tmp"):  # of a run that was killed while it wrote
                 leftover.unlink()
             restart = {"time": now(), "after": self.earlier["state"], "changed": self._changes}
-            self.manifest = {**self.earlier, "restarts": [*self.earlier["restarts"], restart]}
+            self.manifest = {"id": _new_id(), **self.earlier, "restarts": [*self.earlier["restarts"], restart]}
         with atomic_write(self.path / "config.yaml") as file:
             title = f"All keys of {self.config.run.name}. Repeat: nequip train {self.path}/config.yaml run.dir=OTHER"
             file.write(to_yaml(self.config, title))
@@ -293,6 +298,7 @@ class Run:
     def _first_manifest(self, argv: Sequence[str]) -> dict[str, Any]:
         return {
             "schema": SCHEMA,
+            "id": _new_id(),
             "state": "running",
             "name": self.config.run.name,
             "command_line": shlex.join(["nequip", "train", *argv]),

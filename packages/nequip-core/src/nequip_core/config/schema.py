@@ -169,7 +169,9 @@ class Config:
 
     seed: int = key(0, "of the initial weights and the order of batches; not of the split")
     kernels: Any = key("auto", "auto | reference | NAME | {operator: NAME, ...}")
-    loggers: list[str] = key(["csv", "tensorboard"], "csv: steps.csv; tensorboard; metrics.csv is always written")
+    loggers: list[str] = key(
+        ["csv", "tensorboard"], "csv: steps.csv; tensorboard; wandb; metrics.csv is always written"
+    )
     run: Run = block(Run, "the run and its folder")
     data: Data = block(Data, "the frames, their labels, split and batches")
     model: Any = key(MISSING, "the chosen model's own keys")
@@ -249,12 +251,12 @@ LENGTHS = ("Angstrom", "Bohr", "nm")
 ENERGIES = ("eV", "meV", "Hartree", "Rydberg", "kcal/mol", "kJ/mol")
 FORCES = ("auto", *(f"{energy}/{length}" for energy in ENERGIES for length in LENGTHS))
 
+LOGGERS = ("csv", "tensorboard", "wandb")
+
 RULES: Mapping[str, Rule] = {
     "seed": SEED,
     "kernels": Rule("auto | reference | NAME | {operator: NAME}", lambda v: isinstance(v, (str, dict))),
-    "loggers": Rule(
-        "a list of csv and tensorboard", lambda v: set(v) <= {"csv", "tensorboard"}, ("csv", "tensorboard")
-    ),
+    "loggers": Rule("a list of csv, tensorboard and wandb", lambda v: set(v) <= set(LOGGERS), LOGGERS),
     "run.if_exists": one_of("resume", "new", "error"),
     "run.dir": Rule(
         "a folder name without ${now:} and ${hydra...}: every process of a run must find the same folder, and the same "

@@ -19,16 +19,19 @@ from lightning.pytorch.callbacks import Callback, Checkpoint, ProgressBar
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from nequip_core.data.datamodule import DataModule
 from nequip_core.errors import InputError, NequipError
 from nequip_core.files import atomic_write
 from nequip_core.training.metrics import NAMES
 from nequip_core.training.module import TrainingModule
+from nequip_core.training.pace import Pace, Totals
 
 METRICS = ("epoch", "step", "time_s", "lr", "train_loss", "val_loss", *(f"val_{name}" for name in NAMES))
 """Columns of metrics.csv; eV and Å. ``epoch`` and ``step``: how many are finished. Empty: nothing has that label."""
 
-STEPS = ("epoch", "step", "time_s", "lr", "loss")
-"""Columns of steps.csv; ``time_s`` is the run's."""
+STEPS = ("epoch", "step", "time_s", "lr", "loss", "step_s", "data_wait")
+"""Columns of steps.csv. ``time_s`` is the run's; ``step_s`` the mean seconds of a step since the row before, and
+``data_wait`` the share of them in which the step waited for its batch."""
 
 
 class StoppedError(NequipError):
@@ -151,24 +154,27 @@ class MetricsTable(Callback):
 
 
 class StepsTable(Callback):
-    """steps.csv: a row every ``every`` steps.
+    """steps.csv, and the same for the other loggers: a row every ``every`` steps.
 
     Args:
-        path: of the file.
+        path: of the file; None: the loggers only.
         clock: among the trainer's callbacks before this one.
+        pace: likewise.
         every: steps between rows.
     """
 
-    def __init__(self, path: str | Path, clock: Clock, every: int) -> None:
-        self.table = Table(path, STEPS, "step")
+    def __init__(self, path: str | Path | None, clock: Clock, pace: Pace, every: int) -> None:
+        self.table = None if path is None else Table(path, STEPS, "step")
         self.clock = clock
+        self.pace = pace
         self.every = every
         self._written = 0
+        self._before = Totals()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Drop rows of steps that are computed again."""
         self._written = trainer.global_step
-        if trainer.is_global_zero:
+        if self.table is not None and trainer.is_global_zero:
             self.table.begin(trainer.global_step)
 
     def on_train_batch_end(
@@ -181,16 +187,15 @@ class StepsTable(Callback):
         self._written = step
         module = training_module(pl_module)
         module.finish_losses()
-        if trainer.is_global_zero:
-            self.table.append(
-                {
-                    "epoch": trainer.current_epoch + 1,
-                    "step": step,
-                    "time_s": round(self.clock.seconds, 3),
-                    "lr": module.learning_rate,
-                    "loss": module.losses.last,
-                }
-            )
+        step_s, data_wait = self.pace.totals.since(self._before)
+        self._before = self.pace.totals
+        logged = {"loss": module.losses.last, "lr": module.learning_rate, "step_s": step_s, "data_wait": data_wait}
+        if self.table is not None and trainer.is_global_zero:
+            place = {"epoch": trainer.current_epoch + 1, "step": step, "time_s": round(self.clock.seconds, 3)}
+            self.table.append(place | logged)
+        values = {f"step/{name}": value for name, value in logged.items() if value is not None}
+        for logger in trainer.loggers:
+            logger.log_metrics(values, step)
 
 
 class Checkpoints(Checkpoint):
@@ -410,14 +415,17 @@ class ProgressLines(ProgressBar):
 
     Args:
         console: where to print.
+        pace: among the trainer's callbacks before this one.
     """
 
     REFRESH = 0.5
     """Seconds between drawings, so that the bar costs nothing beside quick steps."""
 
-    def __init__(self, console: Console | None = None) -> None:
+    def __init__(self, console: Console | None = None, pace: Pace | None = None) -> None:
         super().__init__()
         self.console = console if console is not None else Console(stderr=True)
+        self.pace = pace if pace is not None else Pace()
+        self._before = Totals()
         self._bar: Progress | None = None
         self._task = TaskID(0)
         self._drawn = 0.0
@@ -441,7 +449,7 @@ class ProgressLines(ProgressBar):
             self._task = self._bar.add_task("")
             self._bar.start()
         self._bar.reset(
-            self._task, total=trainer.num_training_batches, description=_epoch(trainer, trainer.current_epoch + 1)
+            self._task, total=steps_of_epoch(trainer), description=_epoch(trainer, trainer.current_epoch + 1)
         )
 
     def on_train_batch_end(
@@ -458,7 +466,8 @@ class ProgressLines(ProgressBar):
         """A line, if there was a validation."""
         module = training_module(pl_module)
         if self._enabled and module.validated:
-            self.console.print(summary(trainer, module), highlight=False)
+            self.console.print(summary(trainer, module, *self.pace.totals.since(self._before)), highlight=False)
+            self._before = self.pace.totals
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """No bar."""
@@ -482,20 +491,29 @@ SHOWN = (
 """Errors of a line of progress."""
 
 
-def summary(trainer: Trainer, module: TrainingModule) -> str:
-    """A line about the last validation."""
+def summary(trainer: Trainer, module: TrainingModule, step_s: float | None, data_wait: float | None) -> str:
+    """A line about the last validation, and the pace of the steps before it."""
     metrics = module.metrics
     errors = [
         f"{name} {1000 * value:.3g} {unit}" for key, name, unit in SHOWN if (value := metrics[f"val_{key}"]) is not None
     ]
     losses = [f"{name} {value:.4g}" for name in ("train_loss", "val_loss") if (value := metrics[name]) is not None]
-    return "  ".join((_epoch(trainer, finished_epochs(trainer)), *losses, *errors, f"lr {module.learning_rate:.3g}"))
+    pace = [] if step_s is None else [f"{1000 * step_s:.3g} ms/step", f"waiting {data_wait:.0%}"]
+    rate = f"lr {module.learning_rate:.3g}"
+    return "  ".join((_epoch(trainer, finished_epochs(trainer)), *losses, *errors, rate, *pace))
 
 
 def finished_epochs(trainer: Trainer) -> int:
     """Epochs whose steps and validation are over; right inside the hooks at an epoch's end too."""
     progress: Any = trainer.fit_loop.epoch_progress
     return int(progress.current.processed)
+
+
+def steps_of_epoch(trainer: Trainer) -> int:
+    """Steps of the current epoch; Lightning does not know how many there are."""
+    data: Any = trainer.datamodule  # type: ignore[attr-defined]  # set when a run begins
+    assert isinstance(data, DataModule)
+    return data.steps.count
 
 
 def training_module(module: LightningModule) -> TrainingModule:
