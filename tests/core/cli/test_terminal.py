@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import pytest
 from rich.control import Control
 
+from nequip_core.cli import terminal
 from nequip_core.cli.terminal import RunConsole, results_table
 
 
@@ -32,3 +34,33 @@ def test_results_leave_out_what_has_no_label(capsys: pytest.CaptureFixture[str])
     assert "1.23" in said
     assert "forces MAE" in said
     assert "energy" not in said
+
+
+def test_long_work_has_a_bar_in_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(terminal, "REFRESH", 0.0)
+    console = RunConsole()
+    console.file = io.StringIO()
+    monkeypatch.setattr(console, "_force_terminal", True)
+    monkeypatch.setattr(console, "is_interactive", True)
+    monkeypatch.setenv("TERM", "xterm")
+    for done in range(1, 4):
+        console.progress("neighbour lists", done, 3)
+    for done in range(1, 3):
+        console.progress("reading", done)
+    console.say("Done.")
+    shown = console.file.getvalue()
+    for words in ("neighbour lists", "2/3", "3/3", "reading", "2/?", "Done."):
+        assert words in shown
+    assert [row[0][0].plain for row in console._early] == ["Done."]
+
+
+def test_long_work_says_where_it_is_without_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    console = RunConsole(bar=False)
+    console.file = io.StringIO()
+    console.progress("reading", 1)
+    console.progress("reading", 2)
+    assert console.file.getvalue() == ""
+    monkeypatch.setattr(terminal, "LINES", 0.0)
+    console.progress("reading", 3)
+    console.progress("neighbour lists", 1, 2)
+    assert console.file.getvalue() == "reading: 3\nneighbour lists: 1 of 2\n"

@@ -35,7 +35,7 @@ def dry_run(config: Config, registry: Registry) -> int:
     """Print the resolved config, the data and the model's size."""
     console = RunConsole(bar=False)
     cache = build.data_cache(config, write=False, say=console.say)
-    data = build.prepare_data(config, registry, cache=cache, say=console.say)
+    data = build.prepare_data(config, registry, cache=cache, progress=console.progress, say=console.say)
     model, kernels = build.build_energy_model(config, data.model, registry)
     console.print(to_yaml(config), highlight=False, markup=False, soft_wrap=True)
     data_summary(console, data)
@@ -54,7 +54,7 @@ def train(config: Config, registry: Registry, argv: Sequence[str]) -> int:
         seed_everything(config.seed)
         console.say("Reading the data ...")
         cache = build.data_cache(config, say=console.say)
-        data = build.prepare_data(config, registry, cache=cache, say=console.say)
+        data = build.prepare_data(config, registry, cache=cache, progress=console.progress, say=console.say)
         data_summary(console, data)
         model, kernels = build.build_energy_model(config, data.model, registry)
         model_summary(console, model, kernels)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.control import Control
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -17,6 +19,12 @@ from nequip_core.models.build import count_parameters
 
 WIDTH = 160
 """Columns of log.txt."""
+
+REFRESH = 0.2
+"""Seconds between drawings of a bar."""
+
+LINES = 30.0
+"""Seconds between lines about long work where there is no terminal."""
 
 
 class RunConsole(Console):
@@ -28,13 +36,19 @@ class RunConsole(Console):
 
     def __init__(self, *, bar: bool = True) -> None:
         super().__init__(highlight=False, force_terminal=None if bar else False)
+        self._bar: Progress | None = None
+        self._what = ""
+        self._shown = 0.0
         self._log: Console | None = None
         self._early: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
 
     def print(self, *objects: Any, **options: Any) -> None:
         """Print renderables, as rich does."""
+        control = any(isinstance(item, Control) for item in objects)
+        if not control:
+            self._end_bar()
         super().print(*objects, **options)
-        if any(isinstance(item, Control) for item in objects):
+        if control:
             return
         if self._log is None:
             self._early.append((objects, options))
@@ -45,6 +59,32 @@ class RunConsole(Console):
         """Print a line, which the terminal may break and nobody else; ``warning`` is a word that goes before it."""
         self.print(Text.assemble((f"{warning}: " if warning else "", "yellow"), sentence), soft_wrap=True)
 
+    def progress(self, what: str, done: int, total: int | None = None) -> None:
+        """A bar in a terminal, a line now and then elsewhere, as `nequip_core.progress.Progress` is called."""
+        now = time.monotonic()
+        if what != self._what:
+            self._end_bar()
+            self._what, self._shown = what, now
+        if now - self._shown < (REFRESH if self.is_terminal else LINES) and done != total:
+            return
+        if self.is_terminal:
+            if self._bar is None:
+                columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+                self._bar = Progress(*columns, console=self, auto_refresh=False, transient=True)
+                self._bar.add_task(what, total=total)
+                self._bar.start()
+            self._bar.update(self._bar.task_ids[0], completed=done, total=total, refresh=True)
+        elif now - self._shown >= LINES:
+            self.say(f"{what}: {done}" + ("" if total is None else f" of {total}"))
+        self._shown = now
+        if done == total:
+            self._end_bar()
+
+    def _end_bar(self) -> None:
+        bar, self._bar, self._what = self._bar, None, ""
+        if bar is not None:
+            bar.stop()
+
     def log_to(self, path: Path) -> None:
         """Append to a file from now on."""
         self._log = Console(file=path.open("a", encoding="utf-8", buffering=1), width=WIDTH, highlight=False)
@@ -53,7 +93,8 @@ class RunConsole(Console):
         self._early.clear()
 
     def close(self) -> None:
-        """No more log."""
+        """No more log, and no bar."""
+        self._end_bar()
         if self._log is not None:
             self._log.file.close()
             self._log = None
