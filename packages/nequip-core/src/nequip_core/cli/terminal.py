@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, NewLine
 from rich.control import Control
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -44,7 +44,7 @@ class RunConsole(Console):
 
     def print(self, *objects: Any, **options: Any) -> None:
         """Print renderables, as rich does."""
-        control = any(isinstance(item, Control) for item in objects)
+        control = any(isinstance(item, Control | NewLine) for item in objects)  # what bars are made of
         if not control:
             self._end_bar()
         super().print(*objects, **options)
