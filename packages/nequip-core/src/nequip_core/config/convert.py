@@ -5,6 +5,7 @@ Names in the source (``_target_``) are text here: nothing is imported.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -68,6 +69,9 @@ NOT_NEEDED = {
     "global_options.allow_tf32": "",
 }
 """Keys whose purpose is served without one of ours."""
+
+HYDRA = re.compile(r"\$\{(hydra|now):[^}]*\}")
+"""Its folders and times, which name nothing here."""
 
 Block = dict[str, Any]
 
@@ -143,16 +147,17 @@ def _resolved(path: Path) -> Block:
         "list_to_identity_dict": lambda names: {name: name for name in names},
         "list_to_constant_dict": lambda names, value: dict.fromkeys(names, value),
         "training_data_stats": _statistic,
-        "hydra": lambda name: ".",
     }
+    try:
+        text = HYDRA.sub(".", path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"There is no file {path}.") from None
     before = {name for name in resolvers if OmegaConf.has_resolver(name)}
     for name, resolver in resolvers.items():
         if name not in before:
             OmegaConf.register_new_resolver(name, resolver)
     try:
-        content = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
-    except FileNotFoundError:
-        raise ConfigError(f"There is no file {path}.") from None
+        content = OmegaConf.to_container(OmegaConf.create(text), resolve=True)
     except (OmegaConfBaseException, yaml.YAMLError) as error:
         raise ConfigError(f"{path} can not be read: {error}") from error
     finally:

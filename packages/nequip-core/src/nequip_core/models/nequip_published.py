@@ -48,7 +48,10 @@ def from_published(options: Mapping[str, Any], weights: Mapping[str, Tensor], ve
     """
     preset = options.get("preset")
     if preset is not None:
-        options = {**PRESET, **PRESETS[str(preset).upper()], **{k: v for k, v in options.items() if k != "preset"}}
+        name = str(preset).upper()
+        if name not in PRESETS:
+            raise InputError(f"The published model has model.preset: {preset!r}; expected {', '.join(PRESETS)}.")
+        options = {**PRESET, **PRESETS[name], **{key: value for key, value in options.items() if key != "preset"}}
     left = Options(options)
     config, state = common(left, weights, versions)
     dtype = dtype_of(config)

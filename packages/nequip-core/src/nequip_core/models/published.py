@@ -47,6 +47,16 @@ class Options:
         """An option's value; where it is absent, what the published package takes."""
         return self._left.pop(name, default)
 
+    def need(self, name: str) -> Any:
+        """The value of an option that every published model has.
+
+        Raises:
+            InputError: it is absent.
+        """
+        if self._left.get(name) is None:
+            raise InputError(f"The published model has no {self._where}.{name}, which its builder needs.")
+        return self.take(name)
+
     def refuse_unless(self, name: str, *allowed: Any) -> None:
         """Take an option of which we have these values only; the first one is the default.
 
@@ -85,8 +95,8 @@ def common(options: Options, weights: Mapping[str, Tensor], versions: Mapping[st
     Raises:
         InputError: an option has no counterpart.
     """
-    types = list(options.take("type_names"))
-    cutoff = float(options.take("r_max"))
+    types = list(options.need("type_names"))
+    cutoff = float(options.need("r_max"))
     # The weights hold the numbers, trained or not; without weights the options do.
     scales, shifts = options.take("per_type_energy_scales"), options.take("per_type_energy_shifts")
     state: Tensors = {}
@@ -103,7 +113,7 @@ def common(options: Options, weights: Mapping[str, Tensor], versions: Mapping[st
     config: dict[str, Any] = {
         "cutoff": cutoff,
         "types": types,
-        "dtype": str(options.take("model_dtype")),
+        "dtype": str(options.need("model_dtype")),
         "pair_cutoffs": _pair_cutoffs(options.take("per_edge_type_cutoff") or {}, types),
         "atomic_energies": "zero" if shifts is None else shifts,
         "train_atomic_energies": bool(options.take("per_type_energy_shifts_trainable", False)),
@@ -210,7 +220,7 @@ def _zbl(given: Mapping[str, Any], types: Sequence[str]) -> dict[str, Any]:
     options.take("_target_")
     options.refuse_unless("units", "metal")
     options.refuse_unless("polynomial_cutoff_p", 6)
-    species = list(options.take("chemical_species"))
+    species = list(options.need("chemical_species"))
     options.finish()
     return {"zbl": True, "elements": {t: e for t, e in zip(types, species, strict=True) if t != e}}
 
