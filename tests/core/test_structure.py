@@ -114,3 +114,14 @@ def test_an_unknown_element_is_named_with_the_known_ones() -> None:
 def test_an_unknown_type_is_named() -> None:
     with pytest.raises(InputError, match=r"water\.xyz:4: .*Hx"):
         TypeMap(("Hw", "Ow"), ("H", "O")).indices(make(type_names=("Ow", "Hw", "Hx")))
+
+
+def test_a_type_of_another_element_than_the_atom() -> None:
+    water = make(source="w.xyz:3", type_names=("Ow", "Ow", "Hw"))
+    assert TypeMap(("Hw", "Ow"), ("H", "O")).indices(replace(water, type_names=("Ow", "Hw", "Hw"))).tolist() == [
+        1,
+        0,
+        0,
+    ]
+    with pytest.raises(InputError, match=r"w\.xyz:3: atom 1 is H and of type Ow, which the model declares as O"):
+        TypeMap(("Hw", "Ow"), ("H", "O")).indices(water)

@@ -11,13 +11,24 @@ import pytest
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from nequip_core.config import build
-from nequip_core.config.build import build_loss, resolve_model, resolve_types, seconds
+from nequip_core.config.build import (
+    EvaluationSet,
+    build_loss,
+    oversized,
+    repeated,
+    resolve_model,
+    resolve_types,
+    seconds,
+)
 from nequip_core.config.schema import Config
+from nequip_core.data.dataset import Dataset
+from nequip_core.data.frames import Frames
 from nequip_core.data.statistics import AtomicEnergies, Statistics
 from nequip_core.errors import InputError
 from nequip_core.models.nequip import NequIPConfig
+from nequip_core.neighbors import make_vesin
 from nequip_core.plugins.manager import load_registry
-from nequip_core.structure import Structure
+from nequip_core.structure import Structure, TypeMap
 
 
 def structure(numbers: list[int], names: tuple[str, ...] | None = None) -> Structure:
@@ -128,3 +139,33 @@ def test_loggers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_seconds() -> None:
     assert seconds(None) is None
     assert seconds("01:02:03:04") == 93784
+
+
+def shared(frames: list[Structure], train: list[int], val: list[int]) -> list[str]:
+    whole = Frames.of(frames)
+    return list(repeated(whole.take(train), {"val": EvaluationSet(structures=whole.take(val), paths=())}))
+
+
+def test_frames_of_the_training_set_in_another_set_are_counted() -> None:
+    frames = [replace(structure([8, 1] if n % 2 else [1, 8]), source=f"made.xyz:{n}") for n in range(6)]
+    (sentence,) = shared(frames, [0, 2, 4], [1, 3, 4])
+    assert sentence.startswith("1 of the 3 frames of val are in the training set too")
+    assert "made.xyz:4 = made.xyz:0" in sentence
+    (sentence,) = shared(frames, [0, 1], [2, 3, 4, 5])
+    assert "4 of the 4 frames of val" in sentence
+    assert "..." in sentence
+    assert shared(frames, [0, 2], [1, 3]) == []
+
+
+def test_structures_beyond_a_limit_are_counted() -> None:
+    data = Dataset(
+        [structure([1] * n) for n in (2, 3, 4)], TypeMap(("H",), ("H",)), np.full((1, 1), 16.0), make_vesin(16.0)
+    )
+    config = Config()
+    assert list(oversized(config, data)) == []
+    config.data.batch.max_edges = 5
+    config.data.batch.by, config.data.batch.size = "atoms", 3
+    edges, atoms = oversized(config, data)
+    assert data.edges.tolist() == [2, 4, 6]
+    assert edges.startswith("1 of the 3 training frames exceed data.batch.max_edges=5, with up to 6 edges")
+    assert atoms.startswith("1 of the 3 training frames exceed data.batch.size=3, with up to 4 atoms")

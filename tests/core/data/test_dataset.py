@@ -214,3 +214,8 @@ def test_progress_is_told() -> None:
         progress=lambda what, done, total=None: told.append((what, done, total)),
     )
     assert told == [("neighbour lists", 1, 2), ("neighbour lists", 2, 2)]
+
+
+def test_stresses_of_molecules_are_not_enough_for_a_stress_loss() -> None:
+    with pytest.raises(InputError, match=r"f\.xyz: 1 frames have a stress, but none is periodic in all three"):
+        dataset(molecule(stress=STRESS), crystal()).require("stress")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from nequip_core.data.loader import EvalSteps, TrainSteps, plan_epoch
+from nequip_core.data.loader import EvalSteps, TrainSteps, micro_batches, plan_epoch, share
 from nequip_core.errors import InputError
 
 ONES = np.ones(23, dtype=np.int64)
@@ -63,3 +63,32 @@ def test_validation_has_every_structure_once_in_order(structures: int, size: int
 def test_a_size_below_one() -> None:
     with pytest.raises(InputError, match=r"data\.batch\.size"):
         TrainSteps(ONES, 0, seed=1)
+
+
+def test_a_part_of_an_epoch() -> None:
+    whole = plan_epoch(ONES, 5, seed=1, epoch=0)
+    for limit, count in ((3, 3), (100, 5), (1.0, 5), (0.5, 2), (0.01, 1)):
+        assert list(TrainSteps(ONES, 5, seed=1, limit=limit)) == whole[:count]
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3, 7])
+def test_ranks_share_a_step(ranks: int) -> None:
+    step = plan_epoch(ONES, 5, seed=1, epoch=0)[0]
+    parts = [share(step, rank, ranks) for rank in range(ranks)]
+    assert sorted(n for part in parts for n in part) == sorted(step)
+    assert max(map(len, parts)) - min(map(len, parts)) <= 1
+
+
+@pytest.mark.parametrize(("structures", "ranks"), [(10, 3), (2, 4), (7, 1)])
+@pytest.mark.parametrize("max_edges", [None, 5])
+def test_ranks_share_validation_without_counting_twice(structures: int, ranks: int, max_edges: int | None) -> None:
+    edges = np.arange(structures)
+    steps = [step for rank in range(ranks) for step in EvalSteps(edges, 4, max_edges, rank, ranks)]
+    assert sorted(n for step in steps for n in step) == list(range(structures))
+    assert max_edges is None or all(len(step) == 1 or edges[step].sum() <= max_edges for step in steps)
+
+
+def test_micro_batches() -> None:
+    edges = np.array([3, 4, 9, 1, 1, 1])
+    assert micro_batches([0, 1, 2, 3, 4, 5], edges, 5) == [[0], [1], [2], [3, 4, 5]]
+    assert micro_batches([5, 1, 0], edges, None) == [[5, 1, 0]]

@@ -16,6 +16,7 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from nequip_core import units
 from nequip_core.data.read import Keys, Units, read
 from nequip_core.errors import InputError
+from nequip_core.plugins.records import ReaderEntry, Ref
 
 CELL = np.array([[4.0, 0.3, 0.0], [0.0, 4.5, 0.2], [0.1, 0.0, 5.0]])
 STRESS = np.array([[0.01, 0.002, 0.003], [0.002, -0.02, 0.004], [0.003, 0.004, 0.03]])
@@ -249,3 +250,58 @@ def test_negative_volume(trajectory: Path) -> None:
 
 def test_every_unit_of_the_config_is_known() -> None:
     assert set(units.FORCE_NAMES) > {"auto", "Hartree/Bohr", "kcal/mol/Angstrom"}
+
+
+@pytest.mark.parametrize(
+    ("word", "meant"),
+    [
+        ({"length": "bohr"}, "Bohr"),
+        ({"energy": "hartree"}, "Hartree"),
+        ({"forces": "eV/A"}, "auto"),
+        ({"stress": "Gpa"}, "GPa"),
+    ],
+)
+def test_unknown_units(trajectory: Path, word: dict[str, str], meant: str) -> None:
+    ((name, value),) = word.items()
+    with pytest.raises(InputError, match=rf"data\.units\.{name}: '{value}'.*{meant}"):
+        list(read(trajectory, units=Units(**word)))
+
+
+def test_units_of_a_format_that_ase_converts(tmp_path: Path) -> None:
+    path = tmp_path / "POSCAR"
+    ase.io.write(path, frame(), format="vasp", sort=True)
+    for format in ("auto", "vasp"):
+        with pytest.raises(InputError, match=r"POSCAR: data\.units declares energy: Hartree, but ASE reads vasp"):
+            list(read(path, format=format, units=Units(energy="Hartree")))
+    assert len(list(read(path))) == 1
+
+
+def test_units_of_a_format_that_holds_what_was_put_in(tmp_path: Path) -> None:
+    path = tmp_path / "frames.traj"
+    ase.io.write(path, labelled(), format="traj")
+    (structure,) = read(path, units=Units(energy="Hartree"))
+    assert structure.energy == pytest.approx(-272.114, rel=1e-5)
+
+
+def test_a_free_energy_that_is_not_the_energy_is_said(tmp_path: Path) -> None:
+    said: list[str] = []
+    path = tmp_path / "smeared.xyz"
+    frames = [labelled(n) for n in range(3)]
+    for n, atoms in enumerate(frames):
+        atoms.calc.results["free_energy"] = atoms.calc.results["energy"] - 0.25 * n
+    ase.io.write(path, frames, format="extxyz")
+    assert [s.energy for s in read(path, say=said.append)] == [-10.0, -11.0, -12.0]
+    (sentence,) = said
+    assert "in 2 frames the free energy differs from the energy (by up to 0.5 eV)" in sentence
+    found = [s.energy for s in read(path, keys=Keys(energy="free_energy"), say=said.append)]
+    assert found == [-10.0, -11.25, -12.5]
+    assert len(said) == 1
+
+
+def test_two_readers_of_one_suffix(trajectory: Path) -> None:
+    ref = Ref("nequip_core.data.read:open_ase")
+    readers = {name: ReaderEntry(name=name, suffixes=(".xyz",), open=ref) for name in ("mine", "yours")}
+    with pytest.raises(InputError, match=r"mine and yours both read files \.xyz.*data\.format=mine"):
+        list(read(trajectory, readers=readers))
+    assert len(list(read(trajectory, readers=readers, format="yours"))) == 6
+    assert len(list(read(trajectory, readers=readers, format="extxyz"))) == 6

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from ase import Atoms
 
+from nequip_core.data.cache import Cache
 from nequip_core.data.dataset import Dataset
 from nequip_core.data.statistics import Statistics, compute
 from nequip_core.errors import InputError
@@ -135,3 +137,44 @@ def test_neighbours_by_receiver_with_lonely_atoms_in_the_middle() -> None:
 def test_json() -> None:
     text = json.dumps(statistics([exact("H2O"), exact("CO2")], "least_squares").to_json())
     assert json.loads(text)["atomic_energies"]["rank"] == 2
+
+
+def test_residuals_by_composition() -> None:
+    frames = [exact("H2O", 0.3), exact("H2O", -0.3), exact("CO2", 0.6)]
+    fit = statistics(frames, E0).atomic_energies
+    assert [(row["composition"], row["n"]) for row in fit.residuals] == [("H2O", 2), ("CO2", 1)]
+    assert fit.residuals[0] == pytest.approx({"composition": "H2O", "n": 2, "mean": 0, "rms": 0.1, "max": 0.1})
+    assert fit.residuals[1]["mean"] == pytest.approx(0.2)
+
+
+def test_many_compositions_are_a_short_table() -> None:
+    frames = [exact(f"H{n}C", 0.01 * n) for n in range(1, 31)]
+    rows = statistics(frames, E0).atomic_energies.residuals
+    assert len(rows) == 21
+    assert rows[-1]["composition"] == "10 others"
+    assert sum(row["n"] for row in rows) == 30
+
+
+def test_the_rank_is_said_in_words() -> None:
+    one = statistics([exact("CH3OH")], "least_squares")
+    assert one.to_json()["atomic_energies"]["fit"] == "rank 1 of 3"
+    assert statistics([exact("CH3OH")], "zero").atomic_energies.fit is None
+
+
+def test_statistics_come_from_the_cache(tmp_path: Path) -> None:
+    frames = [exact("H2O", 0.1), exact("CO2")]
+    cutoffs, names = np.full((3, 3), 1.5), ("H", "C", "O")
+    cache = Cache(tmp_path)
+
+    def cached(structures: Sequence[Structure], method: Any = "least_squares") -> Statistics:
+        data = Dataset(structures, TypeMap(names, names), cutoffs, make_vesin(1.5), cache=cache)
+        return compute(data, method, cache=cache)
+
+    first = cached(frames)
+    assert first == statistics(frames, "least_squares")
+    count = len(list(tmp_path.iterdir()))
+    assert cached(frames) == first
+    assert len(list(tmp_path.iterdir())) == count
+    assert cached([exact("H2O", 0.2), exact("CO2")]).per_atom_energy_mean != first.per_atom_energy_mean
+    assert cached(frames, "zero").atomic_energies.method == "zero"
+    assert cached(frames, E0).atomic_energies.values == E0

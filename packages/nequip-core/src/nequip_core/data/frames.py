@@ -162,7 +162,7 @@ def columns(structures: Iterable[Structure]) -> Stored:
         row = {
             "cell": one.cell,
             "pbc": one.pbc,
-            "energy": one.energy or 0.0,
+            "energy": 0.0 if one.energy is None else one.energy,
             "has_energy": one.energy is not None,
             "has_forces": one.forces is not None,
             "stress": np.zeros((3, 3)) if one.stress is None else one.stress,
@@ -208,7 +208,7 @@ _TYPES: dict[str, tuple[tuple[int, ...], Any]] = {
 def _geometry(structure: Structure) -> int:
     digest = hashlib.blake2b(digest_size=8)
     for array, kind in ((structure.positions, "<f8"), (structure.cell, "<f8"), (structure.numbers, "<i8")):
-        digest.update(np.ascontiguousarray(array, dtype=kind).tobytes())
+        digest.update((np.asarray(array, dtype=kind) + 0).tobytes())  # of -0.0 and 0.0 the same
     digest.update(np.asarray(structure.pbc, dtype=bool).tobytes())
     digest.update("\0".join(structure.type_names or ()).encode())
     return int.from_bytes(digest.digest(), "little", signed=True)
