@@ -8,10 +8,11 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from nequip_core.graph import Graph
@@ -53,19 +54,16 @@ class DenseContraction(nn.Module):
     def __init__(self, spec: ContractionSpec) -> None:
         super().__init__()
         self.spec = spec
+        # [m2, m1, k, path]: given irreps and degree, a path is unique, so each place belongs to one path at most.
+        table = torch.zeros((spec.l_max + 1) ** 2, spec.dim_in, spec.dim_out, len(spec.paths), dtype=torch.float64)
         ins, outs = _starts(spec.irreps_in), _starts(spec.irreps_out)
-        # Of each path: the block [m1, k] it fills and its table [m1 k, m2].
-        self.blocks = [
-            (
-                slice(ins[path.irrep_in], ins[path.irrep_in] + path.irrep_in.dim),
-                slice(outs[path.irrep_out], outs[path.irrep_out] + path.irrep_out.dim),
-                slice(path.l_edge**2, (path.l_edge + 1) ** 2),
-            )
-            for path in spec.paths
-        ]
         for n, path in enumerate(spec.paths):
-            table = coupling_table(path).permute(0, 2, 1).flatten(0, 1)
-            self.register_buffer(f"table_{n}", table, persistent=False)
+            m2 = slice(path.l_edge**2, (path.l_edge + 1) ** 2)
+            m1 = slice(ins[path.irrep_in], ins[path.irrep_in] + path.irrep_in.dim)
+            k = slice(outs[path.irrep_out], outs[path.irrep_out] + path.irrep_out.dim)
+            table[m2, m1, k, n] = coupling_table(path).permute(1, 0, 2)
+        self.register_buffer("table", table.flatten(0, 2), persistent=False)
+        self.table: Tensor
 
     def forward(
         self,
@@ -88,8 +86,10 @@ class DenseContraction(nn.Module):
 
     def _environment(self, weights: Tensor, harmonics: Tensor) -> Tensor:
         """[atoms, components, channels] from padded [atoms, row, degrees, channels] and [atoms, row, components]."""
+        if weights.shape[2] == 1:
+            return harmonics.mT @ weights[:, :, 0]
         parts = [
-            harmonics[:, :, degree**2 : (degree + 1) ** 2].mT @ weights[:, :, min(degree, weights.shape[2] - 1)]
+            harmonics[:, :, degree**2 : (degree + 1) ** 2].mT @ weights[:, :, degree]
             for degree in range(self.spec.l_max + 1)
         ]
         return torch.cat(parts, dim=1)
@@ -97,57 +97,46 @@ class DenseContraction(nn.Module):
     def _matrices(self, environment: Tensor, path_weights: Tensor) -> Tensor:
         """[atoms, channels, m1, k]: what the environment does to the features."""
         spec = self.spec
-        shape = environment.shape[0], spec.dim_in, spec.dim_out, spec.channels
-        grid: dict[tuple[int, int], Tensor] = {}
-        for n, (m1, k, m2) in enumerate(self.blocks):
-            block = (self.get_buffer(f"table_{n}") @ environment[:, m2]) * path_weights[n]
-            place = m1.start, k.start
-            grid[place] = grid[place] + block if place in grid else block
-        starts_in, starts_out = _starts(spec.irreps_in), _starts(spec.irreps_out)
-        lines = []
-        for irrep_in, row in starts_in.items():
-            line = [
-                torch.unflatten(grid[row, column], 1, (irrep_in.dim, irrep_out.dim))
-                if (row, column) in grid
-                else environment.new_zeros(shape[0], irrep_in.dim, irrep_out.dim, spec.channels)
-                for irrep_out, column in starts_out.items()
-            ]
-            lines.append(torch.cat(line, dim=2))
-        return torch.cat(lines, dim=1).permute(0, 3, 1, 2)
+        weighted = torch.unflatten(self.table @ path_weights, 0, (environment.shape[1], -1))
+        if spec.coupled:
+            # Batched over channels: [atoms, m2] @ [m2, m1 k].
+            matrices = (environment.permute(2, 0, 1) @ weighted.permute(2, 0, 1)).transpose(0, 1)
+        else:
+            matrices = environment.mT @ weighted.squeeze(2)
+        return torch.unflatten(matrices, 2, (spec.dim_in, spec.dim_out))
 
 
 class Rows:
     """The edges of each atom side by side, padded with zeros to the longest row.
 
     Attributes:
-        index: [atoms, longest] the edge in each place; any edge where the place is empty.
-        filled: [atoms, longest] which places are edges.
-        place: [edges] of each edge in the flattened table.
+        shape: (atoms, longest).
+        place: [edges] of each edge in the flattened table; None: no row is padded.
     """
 
-    def __init__(self, index: Int[Tensor, "atoms row"], filled: Bool[Tensor, "atoms row"]) -> None:
-        self.index, self.filled = index, filled
-        self.uniform = bool(filled.all())
-        self.place = filled.flatten().nonzero().squeeze(1)
+    def __init__(self, shape: tuple[int, int], place: Int[Tensor, "edges"] | None) -> None:
+        self.shape, self.place = shape, place
 
     @classmethod
     def of(cls, graph: Graph) -> Rows:
         """From the row pointers."""
-        counts = graph.row_ptr.diff()
-        longest = int(counts.max()) if counts.numel() else 0
-        offsets = torch.arange(longest, device=counts.device)
-        filled = offsets < counts.unsqueeze(1)
-        return cls((graph.row_ptr[:-1].unsqueeze(1) + offsets) * filled, filled)
+        atoms, edges = graph.types.shape[0], graph.edge_shift.shape[0]
+        longest = int(graph.row_ptr.diff().max()) if atoms else 0
+        if atoms * longest == edges:
+            return cls((atoms, longest), None)
+        centre = graph.edge_index[0]
+        start = graph.row_ptr.index_select(0, centre)
+        return cls((atoms, longest), torch.arange(edges, device=centre.device) - start + centre * longest)
 
     def pad(self, x: Float[Tensor, "edges *rest"]) -> Float[Tensor, "atoms row *rest"]:
         """Rows of edges to rows of atoms."""
-        if self.uniform:
-            return x.reshape(*self.index.shape, *x.shape[1:])
+        if self.place is None:
+            return torch.unflatten(x, 0, self.shape)
         return _Pad.apply(x, self)  # type: ignore[no-untyped-call, no-any-return]
 
     def unpad(self, x: Float[Tensor, "atoms row *rest"]) -> Float[Tensor, "edges *rest"]:
         """The inverse of `pad`, and its adjoint."""
-        if self.uniform:
+        if self.place is None:
             return x.flatten(0, 1)
         return _Unpad.apply(x, self)  # type: ignore[no-untyped-call, no-any-return]
 
@@ -157,8 +146,9 @@ class _Pad(torch.autograd.Function):
 
     @staticmethod
     def forward(x: Tensor, rows: Rows) -> Tensor:
-        padded = x.new_zeros(rows.index.numel(), *x.shape[1:])
-        return torch.unflatten(padded.index_copy_(0, rows.place, x), 0, rows.index.shape)
+        assert rows.place is not None
+        padded = x.new_zeros(math.prod(rows.shape), *x.shape[1:])
+        return torch.unflatten(padded.index_copy_(0, rows.place, x), 0, rows.shape)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -172,6 +162,7 @@ class _Pad(torch.autograd.Function):
 class _Unpad(torch.autograd.Function):
     @staticmethod
     def forward(x: Tensor, rows: Rows) -> Tensor:
+        assert rows.place is not None
         return x.flatten(0, 1).index_select(0, rows.place)
 
     @staticmethod
