@@ -10,8 +10,6 @@ import ase.io
 import numpy as np
 import pytest
 
-from nequip_core.cli.evaluate import BATCH_ATOMS
-from nequip_core.engines import evaluate as engine
 from nequip_core.engines.ase import NequIPCalculator
 
 
@@ -84,10 +82,6 @@ def test_other_units_of_the_training_file_are_said(nequip, tmp_path, write_model
     }
     path = write_model(tmp_path / "a.nequip.zip", data={"units": units})
     assert "Hartree" in nequip("evaluate", path, water).err
-
-
-def test_defaults_are_the_engine_s():
-    assert BATCH_ATOMS == engine.BATCH_ATOMS
 
 
 def written(folder: Path) -> set[str]:

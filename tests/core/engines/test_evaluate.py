@@ -161,6 +161,21 @@ def test_batches_have_no_effect(model, structures):
     np.testing.assert_allclose(streams[0], streams[1], rtol=1e-13)
 
 
+def test_batches_are_those_of_the_validation_unless_said_otherwise(write_model, structures, tmp_path):
+    limits = {"structures": 3, "atoms": 20, "edges": 30}
+    model = write_model(tmp_path / "run.nequip.zip", data={"validation_batches": limits})
+    of_file, of_atoms = nequip_core.load(model, "cpu"), nequip_core.load(model, "cpu", batch_atoms=7)
+    assert of_file.limits._asdict() == limits
+    assert of_atoms.limits == (None, 7, None)
+    sizes = []
+    predict = of_file._predict_graph
+    of_file._predict_graph = lambda graph, virial: (sizes.append(graph.edge_index.shape[1]), predict(graph, virial))[1]
+    results = [evaluate(one, structures) for one in (of_file, of_atoms)]
+    assert len(sizes) > len(structures) / 3
+    for name in ("energy", "energy_per_atom", "forces", "stress"):
+        assert results[0][name] == pytest.approx(results[1][name], rel=1e-12)
+
+
 def test_missing_labels_are_null(predictor, structures):
     bare = [dataclasses.replace(s, energy=None, forces=None, stress=None, config_type=None) for s in structures]
     told: list[str] = []

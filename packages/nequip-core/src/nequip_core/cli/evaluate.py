@@ -12,9 +12,6 @@ from nequip_core.cli.options import add_device, add_model, assignments, command_
 from nequip_core.errors import InputError
 from nequip_core.plugins.manager import load_registry
 
-BATCH_ATOMS = 1000
-"""As in nequip_core.engines.evaluate, which imports torch; a test holds them equal."""
-
 
 def parser() -> argparse.ArgumentParser:
     """The options."""
@@ -26,7 +23,12 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--json", metavar="OUT", type=Path, help="write the results as JSON")
     result.add_argument("--write", metavar="OUT.extxyz", type=Path, help="write predictions and labels of each frame")
     result.add_argument("--plots", metavar="DIR", type=Path, help="write parity plots")
-    result.add_argument("--batch-atoms", metavar="N", type=int, default=BATCH_ATOMS, help="atoms per batch")
+    result.add_argument(
+        "--batch-atoms",
+        metavar="N",
+        type=int,
+        help="atoms per batch, in the place of batches as in the validation of the model's run",
+    )
     add_device(result)
     return result
 

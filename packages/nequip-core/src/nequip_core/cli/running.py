@@ -137,6 +137,7 @@ def finish(run: Run, config: Config, registry: Registry, data: build.RunData, co
             data=sources[0] if len(sources) == 1 else {key: [one[key] for one in sources] for key in sources[0]},
             write=folder / f"{name}.extxyz",
             warn=lambda message: console.say(message, "warning"),
+            progress=console.progress,
         )
         write_json(folder / f"{name}.json", results[name])
     run.update(state="finished", end=now())

@@ -46,7 +46,7 @@ from nequip_core.ops.select import Ops
 from nequip_core.plugins.manager import Registry
 from nequip_core.potential import Potential
 from nequip_core.progress import Progress, silent
-from nequip_core.structure import Structure, TypeMap
+from nequip_core.structure import Ints, Structure, TypeMap
 from nequip_core.training.callbacks import (
     Checkpoints,
     Clock,
@@ -434,12 +434,22 @@ def provenance(
             "sha256": hashes,
             "units": dataclasses.asdict(config.data.units),
             "statistics": data.statistics.to_json(),
+            "validation_batches": {
+                "structures": config.data.batch.eval_size,
+                "atoms": _largest_batch(data.module.val.atoms, config.data.batch.eval_size),
+                "edges": config.data.batch.max_edges,
+            },
         },
         config=dataclasses.asdict(config),
         versions=versions,
         provider=f"{plugin.distribution} {plugin.version}",
         citations=[entry.reference] if entry.reference else [],
     )
+
+
+def _largest_batch(atoms: Ints, size: int) -> int:
+    """Atoms of the largest of the batches of ``size`` structures."""
+    return int(np.add.reduceat(atoms, np.arange(0, len(atoms), size)).max())
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

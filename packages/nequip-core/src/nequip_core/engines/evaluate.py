@@ -1,7 +1,10 @@
 """A loaded model applied to many structures: predictions in batches, and their errors against labels.
 
 `Predictor` is what `nequip_core.load` returns. `evaluate` streams structures through it and sums errors structure by
-structure in float64, so that its numbers do not depend on the size of the batches.
+structure in float64, so that its numbers do not depend on the size of the batches beyond the rounding of the model's
+dtype: a matrix product of few rows and the last elements of a vector loop are rounded otherwise than the same numbers
+in a larger batch. Batches are therefore those of the run's validation unless said otherwise, and the numbers those of
+metrics.csv.
 """
 
 from __future__ import annotations
@@ -10,11 +13,11 @@ import io
 import time
 import warnings
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -26,13 +29,15 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor
 
+from nequip_core.data.loader import micro_batches
 from nequip_core.errors import CheckError, InputError
 from nequip_core.export.artifact import LoadedModel, load_model
 from nequip_core.files import atomic_write
-from nequip_core.graph import collate, from_structure, to
+from nequip_core.graph import Graph, collate, from_structure, to
 from nequip_core.neighbors import DEFAULT, NeighborList
 from nequip_core.plugins.manager import Registry, find, load_registry
-from nequip_core.potential import Prediction
+from nequip_core.potential import Prediction, stress
+from nequip_core.progress import Progress, silent
 from nequip_core.structure import Structure
 
 SCHEMA = 1
@@ -42,7 +47,7 @@ UNITS = {"energy": "eV", "energy_per_atom": "eV/atom", "forces": "eV/Angstrom", 
 """The quantities that are compared, and their units."""
 
 BATCH_ATOMS = 1000
-"""Atoms per batch unless said otherwise."""
+"""Atoms per batch where neither the user nor the model's file says otherwise."""
 
 ANTICORRELATED = -0.5
 """Predicted and labelled stress below this cosine: one of them has the other sign."""
@@ -60,7 +65,7 @@ def load(
     checkpoint: str = "best",
     weights: Literal["ema", "raw"] = "ema",
     kernels: str | Mapping[str, str] = "auto",
-    batch_atoms: int = BATCH_ATOMS,
+    batch_atoms: int | None = None,
 ) -> Predictor:
     """A model ready to predict, from a run's folder, a checkpoint or a package.
 
@@ -70,7 +75,7 @@ def load(
         checkpoint: of a run's folder: "best" or "last".
         weights: "ema": the averaged ones where there are any; "raw": the trained ones.
         kernels: "auto", "reference", a kernel's name, or {operator: name}.
-        batch_atoms: atoms per batch.
+        batch_atoms: atoms per batch; None: batches as in the validation of the model's run.
 
     Raises:
         ArtifactError: the file can not be read.
@@ -83,10 +88,35 @@ def load(
     return predictor(loaded, registry, batch_atoms=batch_atoms)
 
 
-def predictor(loaded: LoadedModel, registry: Registry, *, batch_atoms: int = BATCH_ATOMS) -> Predictor:
+def predictor(loaded: LoadedModel, registry: Registry, *, batch_atoms: int | None = None) -> Predictor:
     """A predictor with the default neighbour list."""
     entry = find(registry.neighbor_lists, DEFAULT, "neighbour list")
     return Predictor(loaded, entry.make.load()(loaded.info.cutoff, 0.0), batch_atoms=batch_atoms)
+
+
+class Limits(NamedTuple):
+    """What a batch may hold at most; one structure may be larger. None: no limit.
+
+    Attributes:
+        structures: their number.
+        atoms: of all structures.
+        edges: of all structures; a batch with more is cut into pieces.
+    """
+
+    structures: int | None = None
+    atoms: int | None = None
+    edges: int | None = None
+
+
+def limits(loaded: LoadedModel, batch_atoms: int | None) -> Limits:
+    """Of ``batch_atoms``, or of the validation of the model's run, or `BATCH_ATOMS` where the file names none."""
+    if batch_atoms is not None:
+        if batch_atoms < 1:
+            raise InputError(f"A batch must hold at least one atom. Received batch_atoms {batch_atoms}.")
+        return Limits(atoms=batch_atoms)
+    if "validation_batches" in loaded.data:
+        return Limits(**loaded.data["validation_batches"])
+    return Limits(atoms=BATCH_ATOMS)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -114,15 +144,13 @@ class Predictor:
     Args:
         loaded: from `nequip_core.export.artifact.load_model`.
         neighbor_list: for the model's cut-off.
-        batch_atoms: atoms per batch; no effect on results beyond rounding in the model's dtype.
+        batch_atoms: atoms per batch; no effect on results beyond rounding in the model's dtype. None: see `limits`.
     """
 
-    def __init__(self, loaded: LoadedModel, neighbor_list: NeighborList, *, batch_atoms: int = BATCH_ATOMS) -> None:
-        if batch_atoms < 1:
-            raise InputError(f"A batch must hold at least one atom. Received batch_atoms {batch_atoms}.")
+    def __init__(self, loaded: LoadedModel, neighbor_list: NeighborList, *, batch_atoms: int | None = None) -> None:
+        self.limits = limits(loaded, batch_atoms)
         self.loaded = loaded
         self.neighbor_list = neighbor_list
-        self.batch_atoms = batch_atoms
         self.device = loaded.device
 
     def __call__(
@@ -137,22 +165,15 @@ class Predictor:
             structures = [structures]
         batches = [
             self._predict(batch, atomic_virial=atomic_virial)
-            for batch in _batches(map(_as_structure, structures), self.batch_atoms)
+            for batch in _batches(map(_as_structure, structures), self.limits)
         ]
         if not batches:
             raise InputError("There are no structures to predict. Expected at least one.")
-        virials = [batch.atomic_virial for batch in batches if batch.atomic_virial is not None]
-        return Prediction(
-            energy=torch.cat([batch.energy for batch in batches]),
-            atomic_energy=torch.cat([batch.atomic_energy for batch in batches]),
-            forces=torch.cat([batch.forces for batch in batches]),
-            virial=torch.cat([batch.virial for batch in batches]),
-            atomic_virial=torch.cat(virials) if virials else None,
-        )
+        return _join(batches)
 
     def stream(self, structures: Iterable[Structure]) -> Iterator[tuple[Structure, StructurePrediction]]:
         """Each structure with its prediction, in order, one batch in memory at a time."""
-        for batch in _batches(structures, self.batch_atoms):
+        for batch in _batches(structures, self.limits):
             energy, atomic_energy, forces, virial, _ = self._predict(batch)
             end = 0
             for row, structure in enumerate(batch):
@@ -170,17 +191,26 @@ class Predictor:
 
     def _predict(self, batch: Sequence[Structure], *, atomic_virial: bool = False) -> Prediction:
         type_map, cutoffs = self.loaded.type_map, np.array(self.loaded.info.pair_cutoffs)
-        graph = collate([from_structure(structure, type_map, cutoffs, self.neighbor_list) for structure in batch])
+        graphs = [from_structure(structure, type_map, cutoffs, self.neighbor_list) for structure in batch]
+        edges = np.array([graph.edge_shift.shape[0] for graph in graphs])
+        pieces = micro_batches(range(len(graphs)), edges, self.limits.edges)
+        return _join([self._predict_graph(collate([graphs[n] for n in piece]), atomic_virial) for piece in pieces])
+
+    def _predict_graph(self, graph: Graph, atomic_virial: bool) -> Prediction:
         try:
             prediction = self.loaded.potential(to(graph, self.device), atomic_virial=atomic_virial)
         except torch.OutOfMemoryError as error:
             raise InputError(
                 f"{self.device} has too little memory for a batch of {len(graph.positions)} atoms and "
-                f"{graph.edge_index.shape[1]} edges. Take fewer per batch (--batch-atoms, now {self.batch_atoms})."
+                f"{graph.edge_index.shape[1]} edges. Take fewer atoms per batch (--batch-atoms)."
             ) from error
-        energy, atomic_energy, forces, virial = (tensor.detach().cpu() for tensor in prediction[:4])
-        atomic = prediction.atomic_virial
-        return Prediction(energy, atomic_energy, forces, virial, None if atomic is None else atomic.detach().cpu())
+        return Prediction(*(tensor if tensor is None else tensor.detach().cpu() for tensor in prediction))  # type: ignore[arg-type]
+
+
+def _join(batches: Sequence[Prediction]) -> Prediction:
+    """One prediction of several."""
+    columns = zip(*batches, strict=True)
+    return Prediction(*(column[0] if column[0] is None else torch.cat(column) for column in columns))  # type: ignore[arg-type]
 
 
 def _as_structure(structure: Structure | Atoms) -> Structure:
@@ -190,20 +220,21 @@ def _as_structure(structure: Structure | Atoms) -> Structure:
 def _stress(virial: Tensor, volume: float | None) -> Floats | None:
     if volume is None:
         return None
-    stress: Floats = (-0.5 / volume * (virial + virial.mT)).numpy()
-    return stress
+    tensor: Floats = stress(virial.unsqueeze(0), torch.tensor([volume], dtype=torch.float64))[0].numpy()
+    return tensor
 
 
-def _batches(structures: Iterable[Structure], atoms: int) -> Iterator[list[Structure]]:
-    """Consecutive structures with at most ``atoms`` atoms together, or one that is larger."""
+def _batches(structures: Iterable[Structure], most: Limits) -> Iterator[list[Structure]]:
+    """Consecutive structures, as many as the limits let in, or one that is larger."""
     batch: list[Structure] = []
-    size = 0
+    atoms = 0
     for structure in structures:
-        if batch and size + len(structure) > atoms:
+        full = len(batch) == most.structures or (most.atoms is not None and atoms + len(structure) > most.atoms)
+        if batch and full:
             yield batch
-            batch, size = [], 0
+            batch, atoms = [], 0
         batch.append(structure)
-        size += len(structure)
+        atoms += len(structure)
     if batch:
         yield batch
 
@@ -251,6 +282,9 @@ class Row:
         self.n_atoms += len(structure)
         for quantity, (predicted, label) in compared(structure, prediction).items():
             self.errors[quantity].add(predicted - label)
+            if quantity == "energy":
+                # Not as the difference of the quotients, from which digits would be lost.
+                self.errors["energy_per_atom"].add((predicted - label) / len(structure))
 
     def summary(self) -> dict[str, Any]:
         """Sizes and errors as the results file has them."""
@@ -259,12 +293,10 @@ class Row:
 
 
 def compared(structure: Structure, prediction: StructurePrediction) -> dict[str, tuple[Floats, Floats]]:
-    """(prediction, label) of each quantity of `UNITS` that the structure has a label for."""
+    """(prediction, label) of the total energy, forces and stress, as far as the structure has labels."""
     pairs: dict[str, tuple[Floats, Floats]] = {}
     if structure.energy is not None:
-        energies = np.array([prediction.energy]), np.array([structure.energy])
-        pairs["energy"] = energies
-        pairs["energy_per_atom"] = energies[0] / len(structure), energies[1] / len(structure)
+        pairs["energy"] = np.array([prediction.energy]), np.array([structure.energy])
     if structure.forces is not None:
         pairs["forces"] = prediction.forces, structure.forces
     if structure.stress is not None and prediction.stress is not None:
@@ -280,6 +312,7 @@ def evaluate(
     write: Path | None = None,
     plots: Path | None = None,
     warn: Callable[[str], None] = warnings.warn,
+    progress: Progress = silent,
 ) -> dict[str, Any]:
     """Errors of a model on labelled structures.
 
@@ -291,6 +324,7 @@ def evaluate(
             ``ref_stress`` and the energies of the atoms as ``nequip_energies``. Complete or not written at all.
         plots: folder for parity plots, ``energy_per_atom.png`` ... of what is labelled.
         warn: told what looks wrong with the labels.
+        progress: told how many structures are done.
 
     Returns:
         The results as ``nequip evaluate --json`` writes them: energies in eV, forces in eV/Å over the 3N components,
@@ -307,6 +341,7 @@ def evaluate(
     atoms_of_element: defaultdict[int, int] = defaultdict(int)
     stress_products = np.zeros(3)  # prediction.label, prediction.prediction, label.label
     points: defaultdict[str, list[tuple[Floats, Floats]]] = defaultdict(list)
+    in_all = len(structures) if isinstance(structures, Sized) else None
     with ExitStack() as files:
         frames: IO[str] | None = files.enter_context(atomic_write(write)) if write else None
         for structure, prediction in predictor.stream(structures):
@@ -327,10 +362,13 @@ def evaluate(
                 p, q = pairs["stress"]
                 stress_products += [(p * q).sum(), (p * p).sum(), (q * q).sum()]
             if plots:
-                for quantity, pair in pairs.items():
-                    points[quantity].append(pair)
+                for quantity, (predictions, labels) in pairs.items():
+                    points[quantity].append((predictions, labels))
+                    if quantity == "energy":
+                        points["energy_per_atom"].append((predictions / len(structure), labels / len(structure)))
             if frames:
                 frames.write(frame_text(structure, prediction))
+            progress("evaluation", total.n_structures, in_all)
         if total.n_structures == 0:
             raise InputError("There are no structures to evaluate. Expected at least one frame; look at --index.")
     if plots:

@@ -7,7 +7,8 @@ a row of steps.csv, the end of an epoch or a checkpoint needs them.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any, Literal
 
 import numpy as np
@@ -181,15 +182,14 @@ class TrainingModule(LightningModule):
         self.validated = False
 
     def on_validation_epoch_start(self) -> None:
-        """Take the averaged weights."""
+        """Take the weights of packages."""
         self.validation.reset()
-        if self.ema is not None:
-            self.ema.swap()
+        self._packaged = ExitStack()
+        self._packaged.enter_context(self.as_packaged())
 
     def on_validation_epoch_end(self) -> None:
         """The metrics; and the weights of training again."""
-        if self.ema is not None:
-            self.ema.swap()
+        self._packaged.close()
         self.finish_losses()
         self.metrics = {"train_loss": self.losses.mean()}
         self.metrics |= {f"val_{name}": value for name, value in self.validation.compute(self.device).items()}
@@ -260,20 +260,34 @@ class TrainingModule(LightningModule):
 
     def predict_check(self) -> list[CheckCase]:
         """Predictions of the weights that a package of this moment has."""
-        training = self.potential.training
-        if self.ema is not None:
-            self.ema.swap()
-        self.potential.eval()
         cases = []
-        for graph, structure in self.check:
-            prediction = self.potential(to(graph, self.device))
-            volume = torch.tensor([structure.volume or float("nan")], dtype=torch.float64, device=self.device)
-            tensor = None if structure.volume is None else stress(prediction.virial, volume)[0]
-            cases.append(CheckCase(structure, prediction.energy[0], prediction.forces, tensor))
-        self.potential.train(training)
-        if self.ema is not None:
-            self.ema.swap()
+        with self.as_packaged():
+            for graph, structure in self.check:
+                prediction = self.potential(to(graph, self.device))
+                volume = torch.tensor([structure.volume or float("nan")], dtype=torch.float64, device=self.device)
+                tensor = None if structure.volume is None else stress(prediction.virial, volume)[0]
+                cases.append(CheckCase(structure, prediction.energy[0], prediction.forces, tensor))
         return cases
+
+    @contextmanager
+    def as_packaged(self) -> Iterator[None]:
+        """The potential is what a package of this moment would be: averaged weights, none of them asking for gradients.
+
+        torch computes ``x @ weight`` in another way where the weight asks for one; so these numbers are those of
+        ``nequip evaluate``, bit for bit in the same batches.
+        """
+        training = self.potential.training
+        trained = [parameter for parameter in self.potential.parameters() if parameter.requires_grad]
+        with ExitStack() as stack:
+            if self.ema is not None:
+                stack.enter_context(self.ema.averaged())
+            self.potential.eval().requires_grad_(False)
+            try:
+                yield
+            finally:
+                self.potential.train(training)
+                for parameter in trained:
+                    parameter.requires_grad_(True)
 
 
 def random_state(device: torch.device) -> dict[str, Any]:
