@@ -47,6 +47,7 @@ def test_a_sampler_follows_the_epoch() -> None:
 def test_going_on_in_mid_epoch() -> None:
     steps = TrainSteps(ONES, 5, seed=1)
     steps.seek(3, 2)
+    iter(steps)  # as a loader with workers does, before the iterator that it uses
     assert list(steps) == plan_epoch(ONES, 5, seed=1, epoch=3)[2:]
     steps.set_epoch(4)
     assert list(steps) == plan_epoch(ONES, 5, seed=1, epoch=4)

@@ -23,6 +23,7 @@ from nequip_core.config import schema
 from nequip_core.config.parts import argument_mistake, import_class, maker
 from nequip_core.config.run import files_of, read_manifest, run_path
 from nequip_core.config.schema import Config
+from nequip_core.data.cache import folder_of
 from nequip_core.errors import ConfigError, InputError
 from nequip_core.models.base import ModelConfig
 from nequip_core.models.build import build_model
@@ -107,6 +108,9 @@ def check_data(config: Config, registry: Registry) -> Found:
         yield "data.split.train", "data.split.train is 0. Expected at least one frame to train on."
     if split.val == 0 and data.val_path is None and split.by != "file":
         yield "data.split.val", "data.split.val is 0 and data.val_path is null. Expected frames to validate on."
+    folder = folder_of(data.cache)
+    if folder is not None and folder.exists() and not folder.is_dir():
+        yield "data.cache", f"data.cache: {folder} is a file. Expected a folder, auto or off."
     if config.model.atomic_energies == "isolated_atoms" and data.isolated_atoms is None:
         yield "data.isolated_atoms", "model.atomic_energies is isolated_atoms, so data.isolated_atoms must name a file."
 

@@ -87,8 +87,9 @@ class TrainSteps(Sampler[list[int]]):
         return len(self.steps)
 
     def __iter__(self) -> Iterator[list[int]]:
+        # A generator: of two iterators, which a loader with workers makes, only the one that is used goes ahead.
         begin, self._begin = self._begin, 0
-        return iter(self.steps[begin:])
+        yield from self.steps[begin:]
 
 
 class EvalSteps(Sampler[list[int]]):
