@@ -53,6 +53,13 @@ def test_text(nequip, tmp_path, write_model):
         assert piece in out
 
 
+def test_atomic_energies_that_compositions_do_not_determine(nequip, tmp_path, write_model):
+    energies = {"method": "least_squares", "fit": "rank 1 of 2", "undetermined": ["H", "O"]}
+    path = write_model(tmp_path / "a.nequip.zip", data={"statistics": {"atomic_energies": energies}})
+    assert "least_squares, rank 1 of 2; not determined: H, O" in nequip("info", path).out
+    assert "rank" not in nequip("info", write_model(tmp_path / "b.nequip.zip")).out
+
+
 def test_bad_model(nequip, bad_model):
     path, words = bad_model
     code, out, err = nequip("info", path)

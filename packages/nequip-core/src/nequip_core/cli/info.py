@@ -85,6 +85,7 @@ def as_text(report: dict[str, Any]) -> str:
         else f"{report['message_passing_layers']} of message passing: an atom feels others up to "
         f"{report['ghost_distance_A']:g} Å away",
         "atomic energies": ", ".join(f"{t} {e:.6g} eV" for t, e in report["atomic_energies_eV"].items()),
+        "energies by": _fit(report["training_data"]),
         "energy scale": ", ".join(f"{t} {e:.4g} eV" for t, e in report["energy_scale_eV"].items()),
         "metrics": ", ".join(f"{k} {v:.4g}" for k, v in report["metrics"].items() if isinstance(v, float)),
         "versions": ", ".join(f"{name} {version}" for name, version in report["versions"].items()),
@@ -93,3 +94,12 @@ def as_text(report: dict[str, Any]) -> str:
     }
     width = max(map(len, rows))
     return "\n".join(f"{name:{width}}  {value}" for name, value in rows.items() if value)
+
+
+def _fit(data: dict[str, Any]) -> str:
+    """How the atomic energies were determined, where the training set says so."""
+    energies = data.get("statistics", {}).get("atomic_energies", {})
+    if not energies.get("fit"):
+        return ""
+    loose = energies["undetermined"]
+    return f"{energies['method']}, {energies['fit']}" + (f"; not determined: {', '.join(loose)}" if loose else "")
