@@ -192,5 +192,7 @@ def parity(session: nox.Session) -> None:
         session.run(sys.executable, "-m", "venv", str(theirs.parent.parent), external=True)
         run(session, theirs, "-m", "pip", "install", "--quiet", "-c", CONSTRAINTS, *PUBLISHED)
     with tempfile.TemporaryDirectory() as name:
-        run(session, theirs, "tests/parity/generate.py", Path(name) / "out", *session.posargs)
-        run(session, exe, "tests/parity/compare.py", Path(name) / "out")
+        for model in ("nequip", "allegro"):
+            out = Path(name) / model
+            run(session, theirs, "tests/parity/generate.py", out, "--model", model, *session.posargs)
+            run(session, exe, "tests/parity/compare.py", out)

@@ -1,6 +1,6 @@
-"""Models of the published nequip with random options and weights, and what they predict. Runs in its environment.
+"""Published models with random options and weights, and what they predict. Runs in their environment.
 
-    ITS_PYTHON tests/parity/generate.py OUT [--count 40] [--seed 0]
+    ITS_PYTHON tests/parity/generate.py OUT [--count 40] [--seed 0] [--model nequip | allegro]
 
 Each folder OUT/NN gets a checkpoint (last.ckpt) or a package (model.nequip.zip) and case.json: the options, the
 structures, the predictions of each kind of weights in float64. tests/parity/compare.py converts and compares. Every
@@ -65,14 +65,29 @@ OPTIONS: dict[str, list[Any]] = {
     "modifiers": [None, None, "scale and shift"],
     "compile_mode": ["eager", "compile"],
 }
+ALLEGRO: dict[str, list[Any]] = {
+    "num_layers": [1, 2, 3, 4],
+    "num_scalar_features": [4, 6],
+    "num_tensor_features": [2, 3],
+    "tp_path_channel_coupling": [True, False],
+    "weight_individual_irreps": [True, False],
+    "embedding": ["TwoBodyBesselScalarEmbed", "TwoBodySplineScalarEmbed"],
+    "embedding_dim": [None, 6],
+    "depth": [0, 1, 2],
+    "nonlinearity": ["silu", "mish", "gelu", None],
+    "scalar_embed_nonlinearity": ["silu", "mish", None],
+}
+"""What only Allegro has; it takes the rest of OPTIONS that it knows."""
+
 SYMBOLS = ["O", "H", "Cu", "N", "Si"]
 CUTOFF = 3.6
 
 
-def draw(count: int, rng: np.random.Generator) -> list[dict[str, Any]]:
+def draw(count: int, rng: np.random.Generator, model: str) -> list[dict[str, Any]]:
     """As many rows of options."""
-    columns = {}
-    for name, values in OPTIONS.items():
+    columns = {"model": [model] * count}
+    options = OPTIONS | (ALLEGRO | {"preset": [None]} if model == "allegro" else {})
+    for name, values in options.items():
         values = [values[n % len(values)] for n in range(count)]
         columns[name] = [values[n] for n in rng.permutation(count)]
     return [{name: column[n] for name, column in columns.items()} for n in range(count)]
@@ -109,14 +124,16 @@ def model_config(row: dict[str, Any], types: list[str], rng: np.random.Generator
     l_max = row["l_max"] if row["preset"] is None else {"S": 1, "M": 2, "L": 3, "XL": 4}[row["preset"]]
     features = [int(n) for n in rng.integers(2, 6, l_max + 1)]
     config: dict[str, Any] = {"_target_": "nequip.model.NequIPGNNModel", "seed": int(rng.integers(1000))}
-    if row["preset"] is None:
+    if row["model"] == "allegro":
+        config |= allegro_config(row)
+    elif row["preset"] is None:
         config |= {"num_layers": row["num_layers"], "l_max": l_max, "parity": row["parity"]}
         config |= {"type_embed_num_features": row["type_embed_num_features"]}
     else:
         config |= {"_target_": "nequip.model.PresetNequIPGNNModel", "preset": row["preset"]}
-    if row["preset"] not in ("S",):
+    if row["preset"] not in ("S",) and row["model"] == "nequip":
         config["num_features"] = features if row["num_features"] == "list" else features[0]
-    if row["radial_mlp_depth"] is not None:
+    if row["radial_mlp_depth"] is not None and row["model"] == "nequip":
         config |= {"radial_mlp_depth": row["radial_mlp_depth"], "radial_mlp_width": row["radial_mlp_width"]}
     spread = {"number": lambda low, high: float(rng.uniform(low, high)), "by type": lambda *r: by_type(types, rng, *r)}
     config |= {
@@ -125,11 +142,9 @@ def model_config(row: dict[str, Any], types: list[str], rng: np.random.Generator
         "r_max": CUTOFF,
         "type_names": types,
         "readout_mlp_hidden_layers_depth": row["readout_depth"],
-        "readout_mlp_hidden_layers_width": row["readout_width"],
+        "readout_mlp_hidden_layers_width": row["readout_width"] or (32 if row["model"] == "allegro" else None),
         "readout_mlp_nonlinearity": row["readout_nonlinearity"],
-        "num_bessels": row["num_bessels"],
-        "bessel_trainable": row["bessel_trainable"],
-        "polynomial_cutoff_p": row["polynomial_cutoff_p"],
+        **(basis(row) if row["model"] == "nequip" else {}),
         "avg_num_neighbors": spread[row["avg_num_neighbors"]](3, 20),
         "per_type_energy_scales": spread[row["scales"]](0.5, 2) if row["scales"] else None,
         "per_type_energy_shifts": spread[row["shifts"]](-9, 2) if row["shifts"] else None,
@@ -147,6 +162,30 @@ def model_config(row: dict[str, Any], types: list[str], rng: np.random.Generator
         given = {"modifier": "modify_PerTypeScaleShift", "shifts": by_type(types, rng, -3, 3), "shifts_trainable": True}
         return {"_target_": "nequip.model.modify", "modifiers": [given], "model": config}
     return config
+
+
+def basis(row: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of the Bessel basis."""
+    return {name: row[name] for name in ("num_bessels", "bessel_trainable", "polynomial_cutoff_p")}
+
+
+def allegro_config(row: dict[str, Any]) -> dict[str, Any]:
+    """The arguments that only Allegro's builder has."""
+    names = ("num_layers", "l_max", "parity", "num_scalar_features", "num_tensor_features")
+    bessel = row["embedding"] == "TwoBodyBesselScalarEmbed"
+    embed = basis(row) if bessel else {"num_splines": row["num_bessels"] + 3, "spline_span": 4}
+    return {
+        "_target_": "allegro.model.AllegroModel",
+        **{name: row[name] for name in (*names, "tp_path_channel_coupling", "weight_individual_irreps")},
+        "radial_chemical_embed": {"_target_": f"allegro.nn.{row['embedding']}", **embed},
+        "radial_chemical_embed_dim": row["embedding_dim"],
+        "scalar_embed_mlp_hidden_layers_depth": row["depth"],
+        "scalar_embed_mlp_hidden_layers_width": 5,
+        "scalar_embed_mlp_nonlinearity": row["scalar_embed_nonlinearity"],
+        "allegro_mlp_hidden_layers_depth": row["depth"],
+        "allegro_mlp_hidden_layers_width": 6,
+        "allegro_mlp_nonlinearity": row["nonlinearity"],
+    }
 
 
 def write(row: dict[str, Any], rng: np.random.Generator) -> None:
@@ -251,6 +290,7 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--count", type=int, default=40)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--model", choices=("nequip", "allegro"), default="nequip")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     logging.disable(logging.CRITICAL)
@@ -258,7 +298,7 @@ def main() -> None:
     set_global_state()
     torch.set_num_threads(1)
     rng = np.random.default_rng(options.seed)
-    for number, row in enumerate(draw(options.count, rng)):
+    for number, row in enumerate(draw(options.count, rng, options.model)):
         if row["preset"] is not None and not hasattr(nequip.model, "PresetNequIPGNNModel"):
             row["preset"] = None
         folder = options.out / f"{number:02}"

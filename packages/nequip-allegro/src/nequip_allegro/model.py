@@ -21,7 +21,7 @@ from nequip_core.graph import Graph
 from nequip_core.keys import key
 from nequip_core.models.base import ModelConfig, ModelInfo, per_type
 from nequip_core.nn.embedding import one_hot
-from nequip_core.nn.mlp import MLP
+from nequip_core.nn.mlp import MLP, NONLINEARITIES
 from nequip_core.nn.radial import ScaledDistance
 from nequip_core.o3 import SCALAR, Irrep, SphericalHarmonics, couplings
 from nequip_core.ops.contracts import ALLEGRO_CONTRACT, ContractionSpec
@@ -50,7 +50,9 @@ class AllegroConfig(ModelConfig):
     spline_span: int = key(12, "how many spacings a spline is wide (two_body: spline)")
     two_body_mlp: list[int] = key([64], "widths of hidden layers after the embedding of pairs")
     latent_mlp: list[int] = key([64], "widths of hidden layers of each layer's scalar network")
-    nonlinearity: str = key("silu", "of all networks: silu | mish | gelu | none")
+    nonlinearity: str = key("silu", "of the networks: silu | mish | gelu | none")
+    two_body_nonlinearity: str = key("auto", "of the network after the embedding of pairs; auto: nonlinearity")
+    readout_nonlinearity: str = key("auto", "of the read-out; auto: nonlinearity")
     readout_mlp: list[int] = key([32], "widths of hidden layers of the read-out; []: linear")
 
     def message_passing_layers(self) -> int:
@@ -70,7 +72,10 @@ class Allegro(nn.Module):
         self.distance = ScaledDistance(info.pair_cutoffs)
         self.harmonics = SphericalHarmonics(config.l_max)
         self.two_body = _two_body(config, len(info.types))
-        self.two_body_mlp = MLP([config.two_body_dim, *config.two_body_mlp, scalars], config.nonlinearity)
+        self.two_body_mlp = MLP(
+            [config.two_body_dim, *config.two_body_mlp, scalars],
+            _or_common(config.two_body_nonlinearity, config),
+        )
         weights = self.degrees * channels
         self.tensor_weights = MLP([scalars, (config.l_max + 1) * channels])
         self.first = MLP([scalars, scalars + weights])
@@ -99,7 +104,10 @@ class Allegro(nn.Module):
             )
             for n in range(config.num_layers)
         )
-        self.readout = MLP([scalars * (config.num_layers + 1), *config.readout_mlp, 1], config.nonlinearity)
+        self.readout = MLP(
+            [scalars * (config.num_layers + 1), *config.readout_mlp, 1],
+            _or_common(config.readout_nonlinearity, config),
+        )
 
     def forward(self, graph: Graph, edge_vectors: Float[Tensor, "edges 3"]) -> Float[Tensor, "atoms"]:
         """Energy of each atom, dimensionless, from edge vectors in Å; zero for an atom without edges."""
@@ -138,9 +146,17 @@ def build(config: AllegroConfig, info: ModelInfo, ops: Ops) -> Allegro:
             raise ConfigError(f"model.{name} must be at least 1, received {getattr(config, name)}.")
     if config.two_body not in ("bessel", "spline"):
         raise ConfigError(f"model.two_body must be bessel or spline, received {config.two_body!r}.")
+    for name in ("nonlinearity", "two_body_nonlinearity", "readout_nonlinearity"):
+        word = getattr(config, name)
+        if word not in NONLINEARITIES and (word != "auto" or name == "nonlinearity"):
+            raise ConfigError(f"model.{name} must be one of {', '.join(NONLINEARITIES)}, received {word!r}.")
     if config.two_body == "bessel" and config.two_body_dim < 2:
         raise ConfigError("model.two_body_dim must be at least 2 with bessel: half of it is for either atom's type.")
     return Allegro(config, info, ops)
+
+
+def _or_common(nonlinearity: str, config: AllegroConfig) -> str:
+    return config.nonlinearity if nonlinearity == "auto" else nonlinearity
 
 
 def _two_body(config: AllegroConfig, num_types: int) -> nn.Module:

@@ -28,4 +28,6 @@ def nequip_models() -> Iterable[ModelEntry]:
             "readout_mlp": [8],
         },
         reference="10.1038/s41467-023-36329-y",
+        from_published=Ref("nequip_allegro.published:from_published"),
+        published=("AllegroModel",),
     )

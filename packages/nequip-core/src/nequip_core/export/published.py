@@ -312,7 +312,7 @@ def _unwrapped(state: Mapping[str, Any], prefix: str) -> Tensors:
     return {name.removeprefix(start): t.detach() for name, t in state.items() if name.startswith(start)}
 
 
-BUFFERS = ("output_mask", "atomic_numbers", "w3j")
+BUFFERS = ("output_mask", "atomic_numbers", "w3j", "lower", "upper")
 """Last parts of the names of what is never trained; nor is what begins with an underscore."""
 
 TRAINABLE = {
