@@ -39,6 +39,7 @@ class Dataset(Sequence[Batch]):
         structures: as columns.
         types: [atoms] index of each atom's type.
         degree: [atoms] edges of each atom.
+        edges: [structures] edges of each structure.
 
     Raises:
         InputError: an unknown type, overlapping atoms.
@@ -72,6 +73,7 @@ class Dataset(Sequence[Batch]):
         self._neighbor, self._shift, self._by_neighbor = found["neighbor"], found["shift"], found["by_neighbor"]
         self._atom_ptr = ends(self.structures.atoms)
         self._edge_ptr = ends(self.degree)[self._atom_ptr]
+        self.edges: Ints = np.diff(self._edge_ptr)
 
         frames = self.structures
         self._periodic = frames.column("pbc").all(axis=1)
@@ -95,11 +97,6 @@ class Dataset(Sequence[Batch]):
     def atoms(self) -> Ints:
         """[structures] number of atoms of each."""
         return self.structures.atoms
-
-    @property
-    def edges(self) -> Ints:
-        """[structures] number of edges of each."""
-        return np.diff(self._edge_ptr)
 
     def denominators(self, numbers: Sequence[int]) -> Denominators:
         """How many numbers are labelled in some structures together."""
