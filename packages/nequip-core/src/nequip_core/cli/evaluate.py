@@ -47,13 +47,17 @@ def run(argv: list[str]) -> int:
     loaded = load(options, device=options.device)
     if (units := loaded.data.get("units", asdict(Units()))) != asdict(Units()):
         say(f"warning: the model was trained on a file in other units ({units}); {options.data} is read as eV and Å")
+
+    def warn(message: str) -> None:
+        say(f"warning: {message}")
+
     results = evaluate(
         predictor(loaded, registry, batch_atoms=options.batch_atoms),
-        read(options.data, index=options.index, keys=keys, readers=registry.readers),
+        read(options.data, index=options.index, keys=keys, readers=registry.readers, say=warn),
         data={"path": str(options.data), "sha256": sha256(options.data) if options.data.is_file() else None},
         write=options.write,
         plots=options.plots,
-        warn=lambda message: say(f"warning: {message}"),
+        warn=warn,
     )
     if options.json:
         with atomic_write(options.json) as file:
