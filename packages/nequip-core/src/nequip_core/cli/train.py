@@ -25,6 +25,12 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument(
         "--dry-run", action="store_true", help="check and read everything, print what would be trained, write nothing"
     )
+    result.add_argument(
+        "-m",
+        "--multirun",
+        action="store_true",
+        help="one run after the other for each combination of values: -m seed=1,2 model.l_max=1,2",
+    )
     return result
 
 
@@ -34,11 +40,14 @@ def run(argv: Sequence[str]) -> int:
 
     # These import torch and Lightning; `nequip train --help` does not.
     from nequip_core.cli.running import dry_run, terminate_as_interrupt, train
+    from nequip_core.cli.sweep import sweep
     from nequip_core.config.checks import CHECKS
     from nequip_core.config.compose import compose
     from nequip_core.plugins.manager import load_registry
 
     registry = load_registry()
+    if options.multirun:
+        return sweep(options.file, options.overrides, registry, dry_run=options.dry_run)
     config = compose(options.file, options.overrides, registry, CHECKS)
     with terminate_as_interrupt():
         return dry_run(config, registry) if options.dry_run else train(config, registry, argv)
