@@ -107,6 +107,7 @@ def test_a_run_and_its_folder(folder: Path, real_report: None, capsys: pytest.Ca
         *("config.yaml", "run.json", "log.txt", "metrics.csv", "steps.csv", "report.html"),
         *("data/splits.json", "data/statistics.json", "checkpoints/last.ckpt", "checkpoints/best.ckpt"),
         *(f"evaluation/{name}.{suffix}" for name in ("val", "test", "more") for suffix in ("json", "extxyz")),
+        *(f"plots/{name}.png" for name in ("learning", "parity_val", "parity_test", "parity_more")),
     }
     run = folder / "run"
     found = {str(path.relative_to(run)) for path in run.rglob("*") if path.is_file() and path.name != ".lock"}

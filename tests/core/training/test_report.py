@@ -13,6 +13,7 @@ import pytest
 from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io import write
+from matplotlib.image import imread
 
 from nequip_core.errors import InputError
 from nequip_core.training.plots import read_parities
@@ -35,6 +36,11 @@ STATISTICS = {
         "rank": 1,
         "undetermined": ["H", "O"],
         "residual_rms": 0.0617,
+        "fit": "rank 1 of 2",
+        "residuals": [
+            {"composition": "H2O", "n": 7, "mean": 0.0111, "rms": 0.0222, "max": 0.0333},
+            {"composition": "<H4O2>", "n": 2, "mean": -0.0444, "rms": 0.0555, "max": 0.0666},
+        ],
         "message": "Rank 1 of <2>.",
     },
 }
@@ -140,6 +146,7 @@ def test_every_number_is_that_of_a_source_file(run: Path):
     numbers = Numbers()
     numbers.feed(page)
     sources = [3, 5, 9, 27, 18, 2.25, 2.1, 2.4, 1.234, 0.0617, -13.5871234, -2041.98]  # run.json, statistics.json
+    sources += [row[name] for row in STATISTICS["atomic_energies"]["residuals"] for name in ("n", "mean", "rms", "max")]
     for name in ("test_300K", "val"):
         result = json.loads((run / "evaluation" / f"{name}.json").read_text())
         errors = [result, *result["per_element"].values(), *result["per_config_type"].values()]
@@ -154,6 +161,26 @@ def test_every_number_is_that_of_a_source_file(run: Path):
     drift = 3e-4  # eV/ps, of three atoms over a picosecond
     others = [value for value in numbers.values if not np.isclose(value, sources, rtol=1e-12, atol=0).any()]
     assert np.allclose(sorted(others), sorted([drift / 3, drift / 3, drift, 1000.0, 350.0]), rtol=1e-9)
+
+
+def test_atomic_energies_with_rank_and_residuals(run: Path):
+    page = write_report(run).read_text()
+    assert "E0 by least squares (rank 1 of 2)" in page
+    assert "&lt;H4O2&gt;" in page
+    numbers = Numbers()
+    numbers.feed(page)
+    for row in STATISTICS["atomic_energies"]["residuals"]:
+        assert {row["n"], row["mean"], row["rms"], row["max"]} <= set(numbers.values)
+
+
+def test_figures_are_there_as_png_too(run: Path):
+    write_report(run)
+    names = sorted(path.name for path in (run / "plots").iterdir())
+    assert names == ["energy.png", "learning.png", "parity_test_300K.png", "parity_val.png"]
+    for path in (run / "plots").iterdir():
+        image = imread(path)
+        assert image.shape[1] == 9 * 150
+        assert image[..., :3].min() < 0.5  # not an empty sheet
 
 
 def test_what_is_shown_is_the_value_rounded(run: Path):

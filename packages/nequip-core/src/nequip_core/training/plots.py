@@ -22,6 +22,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from nequip_core.errors import InputError
+from nequip_core.files import atomic_write
 
 Floats = NDArray[np.float64]
 
@@ -52,6 +53,7 @@ STYLE: dict[Any, Any] = {  # matplotlib types its keys as a long union of litera
     "figure.dpi": 96,
 }
 WIDTH = 9.0  # inches: the page's column
+PNG_DPI = 150
 POINTS_DPI = 220  # resolution of the points of a parity plot, which are stored as an image
 
 
@@ -281,3 +283,9 @@ def svg(figure: Figure, label: str) -> str:
     text = text[text.index("<svg") :]
     text = re.sub(r'\s+xmlns(:xlink)?="[^"]*"', "", text)  # a page needs no namespaces
     return text.replace("<svg", f'<svg role="img" aria-label="{label}"', 1)
+
+
+def save_png(figure: Figure, path: Path) -> None:
+    """The figure as an image of its own, whole or not at all."""
+    with mpl.rc_context(STYLE), atomic_write(path, "wb") as file:
+        figure.savefig(file, format="png", dpi=PNG_DPI)

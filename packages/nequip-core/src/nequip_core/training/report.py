@@ -16,6 +16,7 @@ from typing import Any
 
 import ase.io
 import numpy as np
+from matplotlib.figure import Figure
 
 from nequip_core.errors import InputError
 from nequip_core.files import atomic_write
@@ -81,7 +82,7 @@ dd { margin: 0; overflow-wrap: anywhere; }
 
 
 def write_report(run_dir: Path) -> Path:
-    """Write ``run_dir/report.html`` from the files of a run and return its path.
+    """Write ``run_dir/report.html`` from the files of a run and return its path; ``run_dir/plots`` has its figures.
 
     Read are run.json, metrics.csv, data/statistics.json, evaluation/NAME.json with NAME.extxyz, and, where there are
     any, the logs md/NAME.csv of ``nequip md`` (with md/NAME.extxyz beside them, for the number of atoms).
@@ -96,14 +97,20 @@ def write_report(run_dir: Path) -> Path:
     evaluations = {path.stem: _read_json(path) for path in sets}
     logs = {path.stem: _read_columns(path) for path in sorted((run_dir / "md").glob("*.csv"))}
     drifts = {name: _drift(log, run_dir / "md" / f"{name}.extxyz") for name, log in logs.items()}
+    statistics = _read_json(run_dir / "data" / "statistics.json")
     title = str(run["name"])
+    figures = run_dir / "plots"
+    figures.mkdir(exist_ok=True)
     body = [
         _header(title, run, evaluations, drifts),
         _overview(evaluations),
-        _learning(metrics, run),
-        *(_evaluation(name, result, run_dir / "evaluation") for name, result in evaluations.items()),
-        _simulations(logs, drifts),
-        _training_set(_read_json(run_dir / "data" / "statistics.json")),
+        _learning(metrics, run, figures),
+        *(
+            _evaluation(name, result, run_dir / "evaluation" / f"{name}.extxyz", figures)
+            for name, result in evaluations.items()
+        ),
+        _simulations(logs, drifts, figures),
+        _training_set(statistics),
         _facts(run),
     ]
     path = run_dir / "report.html"
@@ -202,8 +209,10 @@ def _section(title: str, *parts: str) -> str:
     return f"<section><h2>{title}</h2>{''.join(parts)}</section>"
 
 
-def _figure(drawing: str, caption: str) -> str:
-    return f"<figure>{drawing}<figcaption>{caption}</figcaption></figure>"
+def _figure(drawing: Figure, label: str, path: Path, caption: str) -> str:
+    """A figure on the page, and its copy as PNG."""
+    plots.save_png(drawing, path)
+    return f"<figure>{plots.svg(drawing, label)}<figcaption>{caption}</figcaption></figure>"
 
 
 def _page(title: str, body: str) -> str:
@@ -242,25 +251,24 @@ def _overview(evaluations: Mapping[str, Any]) -> str:
     return _section("Errors", _error_table("set", "n_structures", evaluations, tuple(QUANTITIES)))
 
 
-def _learning(metrics: Mapping[str, Floats], run: Mapping[str, Any]) -> str:
+def _learning(metrics: Mapping[str, Floats], run: Mapping[str, Any], folder: Path) -> str:
     if not metrics:
         return ""
     best = run.get("best_epoch")
     caption = "Axes are logarithmic."
     if best is not None:
         caption += f" The dashed line marks the epoch of best.ckpt, {number(best)}."
-    drawing = plots.svg(plots.learning_figure(metrics, best), "learning curves")
-    return _section("Learning curves", _figure(drawing, caption))
+    drawing = plots.learning_figure(metrics, best)
+    return _section("Learning curves", _figure(drawing, "learning curves", folder / "learning.png", caption))
 
 
-def _evaluation(name: str, result: Mapping[str, Any], folder: Path) -> str:
+def _evaluation(name: str, result: Mapping[str, Any], frames: Path, folder: Path) -> str:
     model = result["model"]
     said = (
         f'<p class="soft">{number(result["n_structures"])} structures, {number(result["n_atoms"])} atoms; '
         f"{escape(str(model['checkpoint']))} checkpoint, {escape(str(model['weights']))} weights.</p>"
     )
     parts = [said]
-    frames = folder / f"{name}.extxyz"
     parities = plots.read_parities(frames) if frames.exists() else {}
     if parities:
         points = ", ".join(f"{number(len(parity))} {key}" for key, parity in parities.items())
@@ -268,7 +276,8 @@ def _evaluation(name: str, result: Mapping[str, Any], folder: Path) -> str:
             f"Every labelled value of the set is a point ({points}). Energies are per atom, less a least-squares "
             "energy of each element. Below: how the errors are distributed; the last bins hold what lies beyond."
         )
-        parts.append(_figure(plots.svg(plots.parity_figure(parities), f"parity plots of {escape(name)}"), caption))
+        drawing = plots.parity_figure(parities)
+        parts.append(_figure(drawing, f"parity plots of {escape(name)}", folder / f"parity_{name}.png", caption))
     tables = [_error_table("element", "n_atoms", result["per_element"], ("forces",), "By element")]
     if len(result["per_config_type"]) > 1:
         quantities = ("energy_per_atom", "forces", "stress")
@@ -277,7 +286,9 @@ def _evaluation(name: str, result: Mapping[str, Any], folder: Path) -> str:
     return _section(f"Set: {_name(name)}", *parts)
 
 
-def _simulations(logs: Mapping[str, Mapping[str, Floats]], drifts: Mapping[str, tuple[float, int | None]]) -> str:
+def _simulations(
+    logs: Mapping[str, Mapping[str, Floats]], drifts: Mapping[str, tuple[float, int | None]], folder: Path
+) -> str:
     if not logs:
         return ""
     head = ["simulation", "atoms", "length (ps)", "mean temperature (K)", "drift (meV/ps)", "drift (meV/atom/ps)"]
@@ -288,10 +299,10 @@ def _simulations(logs: Mapping[str, Mapping[str, Floats]], drifts: Mapping[str, 
         mean = float(log["temperature_K"].mean())
         per_atom = number(slope / atoms, 1e3) if atoms else MISSING
         rows.append([_name(name), number(atoms), number(length, 1e-3), number(mean), number(slope, 1e3), per_atom])
-    drawing = plots.svg(plots.energy_figure(logs), "energy and temperature along the simulations")
+    drawing, label = plots.energy_figure(logs), "energy and temperature along the simulations"
     caption = "Drift is the slope of a line fitted to the total energy; it tells of forces that are no gradient only "
     caption += "where no thermostat works (NVE)."
-    return _section("Simulation", _figure(drawing, caption), _table(head, rows))
+    return _section("Simulation", _figure(drawing, label, folder / "energy.png", caption), _table(head, rows))
 
 
 def _training_set(statistics: Mapping[str, Any]) -> str:
@@ -306,15 +317,23 @@ def _training_set(statistics: Mapping[str, Any]) -> str:
         ]
         for name, energy in fit["values"].items()
     ]
+    rank = f" ({escape(fit['fit'])})" if fit["fit"] else ""
     said = (
         f"{number(statistics['n_structures'])} structures, {number(statistics['n_atoms'])} atoms, "
         f"{number(statistics['avg_num_neighbors'])} neighbours per atom. "
         f"Forces have a root mean square of {number(statistics['forces_rms'])} eV/Å. "
-        f"E0 by {_name(fit['method'])}: what they leave of the energies has a root mean square of "
+        f"E0 by {_name(fit['method'])}{rank}: what they leave of the energies has a root mean square of "
         f"{number(fit['residual_rms'], 1e3)} meV/atom. {escape(fit['message'])}"
     )
-    head = ["type", "atoms", "neighbours", "E0 (eV)"]
-    return _section("Training set", f'<p class="soft">{said}</p>', _table(head, rows))
+    tables = [_table(["type", "atoms", "neighbours", "E0 (eV)"], rows)]
+    if fit["residuals"]:
+        left = [
+            [escape(row["composition"]), number(row["n"]), *(number(row[name], 1e3) for name in ("mean", "rms", "max"))]
+            for row in fit["residuals"]
+        ]
+        head = ["composition", "structures", "mean", "rms", "max"]
+        tables.append(_table(head, left, "Energies without E0 (meV/atom)"))
+    return _section("Training set", f'<p class="soft">{said}</p>', f'<div class="tables">{"".join(tables)}</div>')
 
 
 def _facts(run: Mapping[str, Any]) -> str:
