@@ -151,7 +151,7 @@ def _least_squares_offset(compositions: Sequence[Counts], energy_per_atom: Float
 def parity_figure(parities: Mapping[str, Parity]) -> Figure:
     """For each quantity: predictions against labels, and below them the distribution of the errors."""
     titles = {
-        "energy": ("Energy per atom, less energies per element", "meV/atom"),
+        "energy": ("Energy per atom, less E0", "meV/atom"),
         "forces": ("Force components", "meV/Å"),
         "stress": ("Stress components", "meV/Å³"),
     }
