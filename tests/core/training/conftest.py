@@ -135,6 +135,9 @@ class Run:
             offending=offending_to(
                 self.folder / "nonfinite.extxyz", lambda ids: [self.train.structures[n] for n in ids]
             ),
+            offending_val=offending_to(
+                self.folder / "nonfinite.extxyz", lambda ids: [self.val.structures[n] for n in ids]
+            ),
         )
         settings = {
             "max_epochs": 4,

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import ase.io
+import numpy as np
 import pytest
 import torch
 
+from nequip_core.errors import InputError
 from nequip_core.structure import Structure
+from nequip_core.training.loss import Loss
 from nequip_core.training.nonfinite import LossRecord, offending_to
 
 
@@ -50,3 +55,15 @@ def test_the_file_holds_the_structures(tmp_path: Path, structures: list[Structur
     frames = ase.io.read(path, ":")
     assert [len(frame) for frame in frames] == [len(structures[4]), len(structures[0])]
     assert frames[1].get_potential_energy() == pytest.approx(structures[0].energy)
+
+
+def test_a_validation_loss_that_is_not_finite_stops_the_run(make_run: Callable[..., Any], terms: Loss) -> None:
+    run = make_run()
+    run.relabel("val", 3, energy=np.nan)
+    with pytest.raises(InputError, match=r"The validation loss of epoch 1 is nan\..*made\.xyz:11") as caught:
+        run.fit(terms)
+    path = run.folder / "nonfinite.extxyz"
+    assert str(path) in str(caught.value)
+    assert "made.xyz:11" in [atoms.info["source"] for atoms in ase.io.iread(path)]
+    assert not (run.folder / "checkpoints").exists()
+    assert len((run.folder / "metrics.csv").read_text().splitlines()) == 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from contextlib import closing
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,7 @@ def run(argv: list[str]) -> int:
     options = parser().parse_args(argv)
 
     from nequip_core.cli.loading import load, say
+    from nequip_core.cli.terminal import RunConsole
     from nequip_core.data.read import Keys, Units, read
     from nequip_core.engines.evaluate import evaluate, predictor
     from nequip_core.files import atomic_write, sha256
@@ -48,17 +50,20 @@ def run(argv: list[str]) -> int:
     if (units := loaded.data.get("units", asdict(Units()))) != asdict(Units()):
         say(f"warning: the model was trained on a file in other units ({units}); {options.data} is read as eV and Å")
 
-    def warn(message: str) -> None:
-        say(f"warning: {message}")
+    with closing(RunConsole(stderr=True)) as console:
 
-    results = evaluate(
-        predictor(loaded, registry, batch_atoms=options.batch_atoms),
-        read(options.data, index=options.index, keys=keys, readers=registry.readers, say=warn),
-        data={"path": str(options.data), "sha256": sha256(options.data) if options.data.is_file() else None},
-        write=options.write,
-        plots=options.plots,
-        warn=warn,
-    )
+        def warn(message: str) -> None:
+            console.say(message, "warning")
+
+        results = evaluate(
+            predictor(loaded, registry, batch_atoms=options.batch_atoms),
+            read(options.data, index=options.index, keys=keys, readers=registry.readers, say=warn),
+            data={"path": str(options.data), "sha256": sha256(options.data) if options.data.is_file() else None},
+            write=options.write,
+            plots=options.plots,
+            warn=warn,
+            progress=console.progress,
+        )
     if options.json:
         with atomic_write(options.json) as file:
             json.dump(results, file, indent=2, allow_nan=False)

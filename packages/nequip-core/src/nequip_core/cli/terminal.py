@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console, NewLine
 from rich.control import Control
@@ -13,9 +13,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from nequip_core.config.build import RunData
 from nequip_core.models.base import EnergyModel
 from nequip_core.models.build import count_parameters
+
+if TYPE_CHECKING:
+    from nequip_core.config.build import RunData
 
 WIDTH = 160
 """Columns of log.txt."""
@@ -32,10 +34,11 @@ class RunConsole(Console):
 
     Args:
         bar: whether a progress bar may be drawn.
+        stderr: print to standard error, where standard output is for results.
     """
 
-    def __init__(self, *, bar: bool = True) -> None:
-        super().__init__(highlight=False, force_terminal=None if bar else False)
+    def __init__(self, *, bar: bool = True, stderr: bool = False) -> None:
+        super().__init__(highlight=False, force_terminal=None if bar else False, stderr=stderr)
         self._bar: Progress | None = None
         self._what = ""
         self._shown = 0.0

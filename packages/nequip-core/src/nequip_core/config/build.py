@@ -411,6 +411,7 @@ def build_module(
         check=_check_structures(data.module.val),
         read_losses_every=config.trainer.log_every_n_steps,
         offending=offending_to(offending, lambda ids: [data.module.train.structures[n] for n in ids]),
+        offending_val=offending_to(offending, lambda ids: [data.module.val.structures[n] for n in ids]),
     )
 
 

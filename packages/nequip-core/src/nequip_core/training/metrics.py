@@ -14,6 +14,7 @@ from torch import Tensor
 from nequip_core.data.batch import Batch
 from nequip_core.potential import Prediction
 from nequip_core.training.loss import DIFFERENCES, Loss
+from nequip_core.training.nonfinite import Found
 
 NAMES = tuple(f"{quantity}_{kind}" for quantity in DIFFERENCES for kind in ("mae", "rmse"))
 """energy_mae, energy_rmse, energy_per_atom_mae, ..."""
@@ -34,6 +35,7 @@ class Metrics:
         """Forget all batches."""
         self._errors: list[Tensor] = []
         self._terms: list[Tensor] = []
+        self._ids: list[Tensor] = []
 
     def update(self, prediction: Prediction, batch: Batch) -> None:
         """Add a batch."""
@@ -44,6 +46,15 @@ class Metrics:
             rows.append(torch.stack((value.abs().sum(), value.square().sum(), difference.numbers())))
         self._errors.append(torch.stack(rows))
         self._terms.append(self.loss.sums(prediction, batch).detach())
+        self._ids.append(batch.ids)
+
+    def not_finite(self) -> Found | None:
+        """The loss of the first of this rank's batches whose loss is not finite, and its structures."""
+        for terms, ids in zip(self._terms, self._ids, strict=True):
+            loss = self.loss.of_sums(terms.cpu()).item()
+            if not math.isfinite(loss):
+                return Found(loss, ids.tolist())
+        return None
 
     def compute(self, device: torch.device) -> dict[str, float | None]:
         """``loss`` and `NAMES`, eV and Å, over all ranks; None where nothing is labelled.

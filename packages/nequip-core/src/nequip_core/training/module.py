@@ -6,10 +6,11 @@ a row of steps.csv, the end of an epoch or a checkpoint needs them.
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 import numpy as np
 import torch
@@ -28,7 +29,7 @@ from nequip_core.training.checkpoint import PREFIX
 from nequip_core.training.ema import EMA
 from nequip_core.training.loss import Loss
 from nequip_core.training.metrics import NAMES, Metrics
-from nequip_core.training.nonfinite import Found, LossRecord
+from nequip_core.training.nonfinite import Found, LossRecord, Offending
 
 MONITORS = ("train_loss", "val_loss", *(f"val_{name}" for name in NAMES))
 """Columns of metrics.csv that ``training.monitor`` may name."""
@@ -49,6 +50,7 @@ class TrainingModule(LightningModule):
         read_losses_every: steps, on devices where reading waits.
         offending: called with the numbers of the structures of a batch whose loss is not finite; returns a sentence
             that names them, see `nequip_core.training.nonfinite.offending_to`.
+        offending_val: the same for structures of the validation set.
 
     Attributes:
         metrics: of the last validation, and train_loss of its epoch, by the names of metrics.csv.
@@ -66,7 +68,8 @@ class TrainingModule(LightningModule):
         ema_decay: float | None = None,
         check: Sequence[tuple[Graph, Structure]] = (),
         read_losses_every: int = 50,
-        offending: Callable[[Sequence[int]], str],
+        offending: Offending,
+        offending_val: Offending,
     ) -> None:
         super().__init__()
         if monitor not in MONITORS:
@@ -81,7 +84,7 @@ class TrainingModule(LightningModule):
         self.monitor = monitor
         self.check = tuple(check)
         self.read_losses_every = read_losses_every
-        self.offending = offending
+        self.offending, self.offending_val = offending, offending_val
         self.ema = None if ema_decay is None else EMA(potential.model, ema_decay)
         self.losses = LossRecord()
         self.validation = Metrics(loss)
@@ -193,6 +196,11 @@ class TrainingModule(LightningModule):
         self.finish_losses()
         self.metrics = {"train_loss": self.losses.mean()}
         self.metrics |= {f"val_{name}": value for name, value in self.validation.compute(self.device).items()}
+        loss = self.metrics["val_loss"]
+        if loss is not None and not math.isfinite(loss):
+            found = self.validation.not_finite()
+            named = self.offending_val(found.ids) if found else "Another process has named its structures."
+            self._stop(f"The validation loss of epoch {self.trainer.current_epoch + 1} is {loss}. {named}")
         self.validated = True
         self.log_dict({name: value for name, value in self.metrics.items() if value is not None})
 
@@ -225,13 +233,14 @@ class TrainingModule(LightningModule):
         self._stop_unless_finite(self.losses.read())
 
     def _stop_unless_finite(self, found: Found | None) -> None:
-        if found is None:
-            return
+        if found is not None:
+            where = f"step {self.losses.steps} of epoch {self.trainer.current_epoch + 1}"
+            self._stop(f"The loss of {where} is {found.loss}. {self.offending(found.ids)}")
+
+    def _stop(self, what: str) -> NoReturn:
         raise InputError(
-            f"The loss of step {self.losses.steps} of epoch {self.trainer.current_epoch + 1} is {found.loss}. "
-            f"{self.offending(found.ids)} Look there for wrong labels and overlapping atoms. If there are none, the "
-            "weights have diverged: lower training.optimizer.lr or set training.gradient_clip. No checkpoint has been "
-            "written since."
+            f"{what} Look there for wrong labels and overlapping atoms. If there are none, the weights have diverged: "
+            "lower training.optimizer.lr or set training.gradient_clip. No checkpoint has been written since."
         )
 
     # ---- checkpoints

@@ -15,6 +15,9 @@ from torch import Tensor
 from nequip_core.files import atomic_write
 from nequip_core.structure import Structure
 
+Offending = Callable[[Sequence[int]], str]
+"""Writes the structures with these numbers to a file and returns a sentence that names them."""
+
 
 class Found(NamedTuple):
     """A loss that is not finite, and the numbers of the structures of its batch."""
@@ -68,9 +71,7 @@ class LossRecord:
         return self.total / self.steps if self.steps else None
 
 
-def offending_to(
-    path: str | Path, structures: Callable[[Sequence[int]], Sequence[Structure]]
-) -> Callable[[Sequence[int]], str]:
+def offending_to(path: str | Path, structures: Callable[[Sequence[int]], Sequence[Structure]]) -> Offending:
     """What writes the structures of a batch to ``path`` (extxyz) and returns a sentence that names them.
 
     Args:
