@@ -27,12 +27,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         code = _run(list(sys.argv[1:] if argv is None else argv))
         sys.stdout.flush()
-    except NequipError as error:
-        print(f"nequip: {error}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print("nequip: interrupted", file=sys.stderr)
-        return INTERRUPTED
     except SystemExit as stop:
         # argparse ends this way: 0 after --help, 2 after an error that it has printed.
         return stop.code if isinstance(stop.code, int) else BAD_INPUT
@@ -40,6 +34,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not _output_is_closed():
             raise
         return OUTPUT_CLOSED
+    except (KeyboardInterrupt, Exception) as error:
+        if _is_interrupt(error):
+            print("nequip: interrupted", file=sys.stderr)
+            return INTERRUPTED
+        if not isinstance(error, NequipError):
+            raise
+        print(f"nequip: {error}", file=sys.stderr)
+        return error.exit_code
     return code
 
 
@@ -56,6 +58,11 @@ def _run(argv: list[str]) -> int:
         return BAD_INPUT
     code: int = find(registry.commands, argv[0], "command").run.load()(argv[1:])
     return code
+
+
+def _is_interrupt(error: BaseException | None) -> bool:
+    """Whether it began with Ctrl-C: where that came inside a library, what cleans up may fail in another way."""
+    return error is not None and (isinstance(error, KeyboardInterrupt) or _is_interrupt(error.__context__))
 
 
 def usage(registry: Registry) -> str:
