@@ -33,13 +33,13 @@ def test_only_the_fetch_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert profiler.seconds == 2.0
 
 
-@pytest.mark.parametrize(("slow", "least", "most"), [("data", 0.7, 1.0), ("step", 0.0, 0.3)])
+@pytest.mark.parametrize(("slow", "least", "most"), [("data", 0.5, 1.0), ("step", 0.0, 0.5)])
 def test_steps_say_how_long_they_took_and_waited(
     make_run: Callable[..., Any], terms: Loss, monkeypatch: pytest.MonkeyPatch, slow: str, least: float, most: float
 ) -> None:
     run = make_run()
     trainer, module, data = run.parts(terms, max_epochs=3, check_val_every_n_epoch=2)
-    nap = 0.1
+    nap = 0.3  # long beside what a step takes on a busy machine
     if slow == "data":
         loader = DataModule.train_dataloader
 
@@ -59,12 +59,12 @@ def test_steps_say_how_long_they_took_and_waited(
         step = module.training_step
         monkeypatch.setattr(module, "training_step", lambda *args: (time.sleep(nap), step(*args))[1])
     write = callbacks.Checkpoints.write
-    monkeypatch.setattr(callbacks.Checkpoints, "write", lambda *args: (time.sleep(1.0), write(*args))[1])
+    monkeypatch.setattr(callbacks.Checkpoints, "write", lambda *args: (time.sleep(2.0), write(*args))[1])
     trainer.fit(module, datamodule=data)
     with (run.folder / "steps.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [row["step"] for row in rows] == ["3", "6", "9"]
     for row in rows:
-        # Lightning fetches the very first batch before the training begins; checkpoints, a second each, do not count.
-        assert 0.6 * nap < float(row["step_s"]) < nap + 0.2
+        # Lightning fetches the very first batch before the training begins; checkpoints, two seconds each, do not count.
+        assert 0.6 * nap < float(row["step_s"]) < nap + 0.6
         assert least <= float(row["data_wait"]) <= most
