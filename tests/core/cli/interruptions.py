@@ -87,6 +87,8 @@ def start(run: str) -> int:
             os.dup2(log.fileno(), 2)
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
             code = main(["train", "run.yaml", f"run.dir={run}"])
+    except KeyboardInterrupt:
+        code = 130
     except BaseException:
         traceback.print_exc()
     finally:

@@ -109,6 +109,18 @@ def test_interrupt(try_out):
     assert try_out(fail(KeyboardInterrupt())) == 130
 
 
+@pytest.mark.parametrize("error", [AttributeError("no such thing"), InputError("half a config")])
+def test_an_interrupt_that_a_library_turned_into_something_else(try_out, capsys, error):
+    def masked():
+        try:
+            raise KeyboardInterrupt
+        finally:
+            raise error
+
+    assert try_out(masked) == 130
+    assert capsys.readouterr().err == "nequip: interrupted\n"
+
+
 def test_errors_of_arguments(try_out, capsys):
     parser = options.command_parser("try", "tries")
     assert try_out(lambda: parser.parse_args(["--wrong"])) == 2
