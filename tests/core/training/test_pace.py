@@ -65,6 +65,6 @@ def test_steps_say_how_long_they_took_and_waited(
         rows = list(csv.DictReader(file))
     assert [row["step"] for row in rows] == ["3", "6", "9"]
     for row in rows:
-        # Lightning fetches the very first batch before the training begins; checkpoints, two seconds each, do not count.
+        # Lightning fetches the very first batch before training begins; checkpoints, two seconds each, do not count.
         assert 0.6 * nap < float(row["step_s"]) < nap + 0.6
         assert least <= float(row["data_wait"]) <= most
