@@ -76,8 +76,8 @@ FAULTS = (
     Fault(
         "gather is not differentiated",
         "ops/segment.py",
-        "_Gather.apply(x, index, ptr, order)",
-        "_Gather.apply(x.detach(), index, ptr, order)",
+        "torch.ops.nequip.gather.default(x, index, ptr, order)",
+        "torch.ops.nequip.gather.default(x.detach(), index, ptr, order)",
         law("forces"),
     ),
     # Graph and neighbours

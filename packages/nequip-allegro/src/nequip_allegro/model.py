@@ -120,16 +120,19 @@ class Allegro(nn.Module):
         of_edges = norm[centre]
 
         tensors = self._by_degree(self.tensor_weights(pairs))
-        latent = self.first(pairs)
-        track = [latent[:, : self.scalars]]
+        scalars, weights = self._split(self.first(pairs))
+        track = [scalars]
         for contract, path_weights, network in zip(self.contractions, self.path_weights, self.latents, strict=True):
-            env_weights = self._by_degree(of_edges * latent[:, self.scalars :])
-            tensors, _ = contract(tensors, env_weights, harmonics, path_weights, graph)
+            tensors, _ = contract(tensors, self._by_degree(of_edges * weights), harmonics, path_weights, graph)
             # Even scalars come first.
-            latent = network(torch.cat([*track, tensors[:, 0]], dim=1))
-            track.append(latent[:, : self.scalars])
+            scalars, weights = self._split(network(torch.cat([*track, tensors[:, 0]], dim=1)))
+            track.append(scalars)
         energy = segment_sum(self.readout(torch.cat(track, dim=1)), centre, graph.row_ptr)
         return (energy * norm).squeeze(1) * math.sqrt(0.5)
+
+    def _split(self, latent: Float[Tensor, "edges outputs"]) -> tuple[Tensor, ...]:
+        """The scalars of a layer and the weights of the next environment, of which the last layer has none."""
+        return latent.split_with_sizes([self.scalars, latent.shape[1] - self.scalars], dim=1)
 
     def _by_degree(self, weights: Float[Tensor, "edges weights"]) -> Float[Tensor, "edges degrees channels"]:
         return torch.unflatten(weights, 1, (-1, self.channels))

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from nequip_core.graph import Graph
 from nequip_core.o3 import Irrep
 from nequip_core.ops.contracts import ContractionSpec
-from nequip_core.ops.reference import coupling_table, nonzeros
+from nequip_core.ops.reference import TwoForms, coupling_table, nonzeros
 from nequip_core.ops.segment import gather, segment_sum
 
 
@@ -28,8 +28,8 @@ def refuses(spec: ContractionSpec, dtype: torch.dtype, device: torch.device) -> 
 
 
 def make_contraction(spec: ContractionSpec, dtype: torch.dtype, device: torch.device) -> nn.Module:
-    """The reference of allegro.contract/1 for eager execution."""
-    return DenseContraction(spec).to(device=device, dtype=dtype)
+    """The reference of allegro.contract/1."""
+    return TwoForms(DenseContraction(spec), UnrolledContraction(spec)).to(device=device, dtype=dtype)
 
 
 def _starts(irreps: tuple[Irrep, ...]) -> dict[Irrep, int]:
@@ -45,7 +45,8 @@ def _by_component(weights: Tensor, l_max: int) -> Tensor:
     """[edges, degrees, channels] to [edges, (l_max + 1)^2, channels]; one degree serves all."""
     if weights.shape[1] == 1:
         return weights
-    return torch.cat([weights[:, [degree]].expand(-1, 2 * degree + 1, -1) for degree in range(l_max + 1)], dim=1)
+    parts = weights.split(1, dim=1)
+    return torch.cat([parts[degree].expand(-1, 2 * degree + 1, -1) for degree in range(l_max + 1)], dim=1)
 
 
 class DenseContraction(nn.Module):

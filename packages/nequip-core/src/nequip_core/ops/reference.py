@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import math
 from itertools import groupby
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
 from nequip_core.graph import Graph
 from nequip_core.o3 import Irrep, wigner_3j
@@ -26,8 +28,25 @@ def refuses(spec: ConvolutionSpec, dtype: torch.dtype, device: torch.device) -> 
 
 
 def make_convolution(spec: ConvolutionSpec, dtype: torch.dtype, device: torch.device) -> nn.Module:
-    """The reference of nequip.convolution/1 for eager execution."""
-    return DenseConvolution(spec).to(device=device, dtype=dtype)
+    """The reference of nequip.convolution/1."""
+    return TwoForms(DenseConvolution(spec), UnrolledConvolution(spec)).to(device=device, dtype=dtype)
+
+
+class TwoForms(nn.Module):
+    """One operator, dense where it is executed, unrolled where it is traced."""
+
+    def __init__(self, dense: nn.Module, unrolled: nn.Module) -> None:
+        super().__init__()
+        self.dense, self.unrolled = dense, unrolled
+
+    def forward(self, *arguments: Any) -> Any:
+        """See nequip_core.ops.contracts."""
+        return self.unrolled(*arguments) if is_traced() else self.dense(*arguments)
+
+
+def is_traced() -> bool:
+    """Whether torch writes down what is computed, for a compiler, rather than only computing it."""
+    return get_proxy_mode() is not None or torch.compiler.is_compiling()
 
 
 def coupling_table(path: Path) -> Float[Tensor, "m1 m2 m3"]:
@@ -113,15 +132,18 @@ class UnrolledConvolution(nn.Module):
         """See nequip_core.ops.contracts."""
         spec = self.spec
         neighbors = spec.irreps_in.split(_gather_neighbors(h, graph))
+        # Taken apart at once, since each single selection would have a derivative of full size.
+        features = {irrep: block.unbind(1) for irrep, block in neighbors.items()}
+        columns = harmonics.unsqueeze(2).unbind(1)
         parts: dict[Irrep, list[Tensor]] = {irrep: [] for irrep, _ in spec.irreps_out}
         for path, terms, weight in zip(
             spec.paths, self.terms, weights.split_with_sizes(self.weight_sizes, dim=1), strict=True
         ):
-            block = neighbors[path.irrep_in]
-            rows: list[Tensor] = [torch.zeros_like(weight)] * path.irrep_out.dim
+            rows: dict[int, Tensor] = {}
             for m1, m2, m3, value in terms:
-                rows[m3] = rows[m3] + value * harmonics[:, path.l_edge**2 + m2, None] * block[:, m1]
-            parts[path.irrep_out].append(torch.stack([weight * row for row in rows], dim=1))
+                term = value * columns[path.l_edge**2 + m2] * features[path.irrep_in][m1]
+                rows[m3] = rows[m3] + term if m3 in rows else term
+            parts[path.irrep_out].append(torch.stack([weight * rows[m3] for m3 in range(path.irrep_out.dim)], dim=1))
         messages = spec.irreps_out.join({irrep: torch.cat(blocks, dim=-1) for irrep, blocks in parts.items()})
         return _sum_to_centres(messages, graph)
 

@@ -6,6 +6,9 @@ permutation), so that every step is repeatable, and derivatives of any order are
 
 ``index`` [rows] says which segment each row belongs to; ``ptr`` [segments + 1] and ``order`` [rows] list each segment's
 rows: rows ``order[ptr[s]:ptr[s + 1]]`` have index s. ``order=None``: rows are sorted already.
+
+They are operators of torch's dispatcher, ``torch.ops.nequip.gather`` and ``torch.ops.nequip.segment_sum``, so that a
+traced graph holds them as single nodes which still know their derivatives.
 """
 
 from __future__ import annotations
@@ -16,6 +19,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+_LIBRARY = torch.library.Library("nequip", "DEF")  # operators live as long as this object
+_SIGNATURE = "(Tensor x, Tensor index, Tensor ptr, Tensor? order=None) -> Tensor"
+
 
 def gather(
     x: Float[Tensor, "segments *rest"],
@@ -24,7 +30,7 @@ def gather(
     order: Int[Tensor, "rows"] | None = None,
 ) -> Float[Tensor, "rows *rest"]:
     """``x[index]``; its derivative is `segment_sum`."""
-    out: Tensor = _Gather.apply(x, index, ptr, order)  # type: ignore[no-untyped-call]
+    out: Tensor = torch.ops.nequip.gather.default(x, index, ptr, order)
     return out
 
 
@@ -35,11 +41,17 @@ def segment_sum(
     order: Int[Tensor, "rows"] | None = None,
 ) -> Float[Tensor, "segments *rest"]:
     """Sum of the rows of each segment, in the order of the rows; zero where a segment has none."""
-    out: Tensor = _SegmentSum.apply(x, index, ptr, order)  # type: ignore[no-untyped-call]
+    out: Tensor = torch.ops.nequip.segment_sum.default(x, index, ptr, order)
     return out
 
 
-def _sum_rows(x: Tensor, index: Tensor, ptr: Tensor, order: Tensor | None) -> Tensor:
+def take_rows(x: Tensor, index: Tensor, ptr: Tensor, order: Tensor | None = None) -> Tensor:
+    """What `gather` computes, in torch's own operators."""
+    return x.index_select(0, index)
+
+
+def sum_rows(x: Tensor, index: Tensor, ptr: Tensor, order: Tensor | None = None) -> Tensor:
+    """What `segment_sum` computes, in torch's own operators."""
     segments = ptr.shape[0] - 1
     if x.device.type == "cpu":
         # index_add over the first dimension adds row after row: deterministic on the CPU, and needs no permutation.
@@ -53,31 +65,32 @@ def _sum_rows(x: Tensor, index: Tensor, ptr: Tensor, order: Tensor | None) -> Te
     return bags.reshape(segments, *x.shape[1:])
 
 
-class _Gather(torch.autograd.Function):
-    @staticmethod
-    def forward(x: Tensor, index: Tensor, ptr: Tensor, order: Tensor | None) -> Tensor:
-        return x.index_select(0, index)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        _, index, ptr, order = inputs
-        ctx.save_for_backward(index, ptr, order)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Any) -> tuple[Any, ...]:
-        return _SegmentSum.apply(grads[0], *ctx.saved_tensors), None, None, None  # type: ignore[no-untyped-call]
+def _shape_of_gather(x: Tensor, index: Tensor, ptr: Tensor, order: Tensor | None = None) -> Tensor:
+    return x.new_empty(index.shape[0], *x.shape[1:])
 
 
-class _SegmentSum(torch.autograd.Function):
-    @staticmethod
-    def forward(x: Tensor, index: Tensor, ptr: Tensor, order: Tensor | None) -> Tensor:
-        return _sum_rows(x, index, ptr, order)
+def _shape_of_sum(x: Tensor, index: Tensor, ptr: Tensor, order: Tensor | None = None) -> Tensor:
+    return x.new_empty(ptr.shape[0] - 1, *x.shape[1:])
 
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        _, index, ptr, order = inputs
-        ctx.save_for_backward(index, ptr, order)
 
-    @staticmethod
-    def backward(ctx: Any, *grads: Any) -> tuple[Any, ...]:
-        return _Gather.apply(grads[0], *ctx.saved_tensors), None, None, None  # type: ignore[no-untyped-call]
+def _keep_rows(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs[1:])
+
+
+def _gather_backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
+    return segment_sum(grad, *ctx.saved_tensors), None, None, None
+
+
+def _sum_backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
+    return gather(grad, *ctx.saved_tensors), None, None, None
+
+
+for _name, _compute, _shape, _backward in (
+    ("gather", take_rows, _shape_of_gather, _gather_backward),
+    ("segment_sum", sum_rows, _shape_of_sum, _sum_backward),
+):
+    _LIBRARY.define(f"{_name}{_SIGNATURE}")
+    _LIBRARY.impl(_name, _compute, "CPU")
+    _LIBRARY.impl(_name, _compute, "CUDA")
+    torch.library.register_fake(f"nequip::{_name}", _shape, lib=_LIBRARY)
+    torch.library.register_autograd(f"nequip::{_name}", _backward, setup_context=_keep_rows, lib=_LIBRARY)
