@@ -9,6 +9,7 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
+from nequip_core.cli.imports import imports
 from nequip_core.cli.options import add_device, add_model, assignments, command_parser
 from nequip_core.errors import InputError
 from nequip_core.plugins.manager import load_registry
@@ -38,11 +39,12 @@ def run(argv: list[str]) -> int:
     """Evaluate, print a table, write what is asked for."""
     options = parser().parse_args(argv)
 
-    from nequip_core.cli.loading import load, say
-    from nequip_core.cli.terminal import RunConsole
-    from nequip_core.data.read import Keys, Units, read
-    from nequip_core.engines.evaluate import evaluate, predictor
-    from nequip_core.files import atomic_write, sha256
+    with imports():
+        from nequip_core.cli.loading import load, say
+        from nequip_core.cli.terminal import RunConsole
+        from nequip_core.data.read import Keys, Units, read
+        from nequip_core.engines.evaluate import evaluate, predictor
+        from nequip_core.files import atomic_write, sha256
 
     registry = load_registry()
     keys = label_names(options.keys, Keys)

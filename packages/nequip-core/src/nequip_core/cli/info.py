@@ -7,6 +7,7 @@ import json
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from nequip_core.cli.imports import imports
 from nequip_core.cli.options import add_json, add_model, command_parser
 
 if TYPE_CHECKING:
@@ -27,7 +28,8 @@ def run(argv: list[str]) -> int:
     """Print it."""
     options = parser().parse_args(argv)
 
-    from nequip_core.cli.loading import load
+    with imports():
+        from nequip_core.cli.loading import load
 
     report = describe(load(options, device="cpu"))
     print(json.dumps(report, indent=2) if options.json else as_text(report))

@@ -7,6 +7,7 @@ import math
 import sys
 from pathlib import Path
 
+from nequip_core.cli.imports import imports
 from nequip_core.cli.options import add_device, add_model, command_parser
 
 INTERRUPTED = 130
@@ -50,10 +51,11 @@ def run(argv: list[str]) -> int:
     """Integrate, print a line per interval, end with drift and speed."""
     options = parser().parse_args(argv)
 
-    from nequip_core.cli.loading import load, say, stop_on_interrupt
-    from nequip_core.data.read import read_atoms
-    from nequip_core.engines.ase import NequIPCalculator
-    from nequip_core.engines.dynamics import DynamicsSettings, run_dynamics
+    with imports():
+        from nequip_core.cli.loading import load, say, stop_on_interrupt
+        from nequip_core.data.read import read_atoms
+        from nequip_core.engines.ase import NequIPCalculator
+        from nequip_core.engines.dynamics import DynamicsSettings, run_dynamics
 
     settings = DynamicsSettings(
         ensemble=options.ensemble,

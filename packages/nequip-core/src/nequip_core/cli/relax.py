@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from nequip_core.cli.imports import imports
 from nequip_core.cli.options import add_device, add_model, command_parser
 
 if TYPE_CHECKING:
@@ -35,10 +36,11 @@ def run(argv: list[str]) -> int:
     """Relax, print a line per step."""
     options = parser().parse_args(argv)
 
-    from nequip_core.cli.loading import load, say, stop_on_interrupt
-    from nequip_core.data.read import read_atoms
-    from nequip_core.engines.ase import NequIPCalculator
-    from nequip_core.engines.dynamics import relax
+    with imports():
+        from nequip_core.cli.loading import load, say, stop_on_interrupt
+        from nequip_core.data.read import read_atoms
+        from nequip_core.engines.ase import NequIPCalculator
+        from nequip_core.engines.dynamics import relax
 
     atoms = read_atoms(options.structure, options.index)
     atoms.calc = NequIPCalculator(load(options, device=options.device))

@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from nequip_core.cli.imports import imports
 from nequip_core.cli.options import command_parser
 
 
@@ -39,11 +40,12 @@ def run(argv: Sequence[str]) -> int:
     options = parser().parse_intermixed_args(list(argv))
 
     # These import torch and Lightning; `nequip train --help` does not.
-    from nequip_core.cli.running import dry_run, terminate_as_interrupt, train
-    from nequip_core.cli.sweep import sweep
-    from nequip_core.config.checks import CHECKS
-    from nequip_core.config.compose import compose
-    from nequip_core.plugins.manager import load_registry
+    with imports():
+        from nequip_core.cli.running import dry_run, terminate_as_interrupt, train
+        from nequip_core.cli.sweep import sweep
+        from nequip_core.config.checks import CHECKS
+        from nequip_core.config.compose import compose
+        from nequip_core.plugins.manager import load_registry
 
     registry = load_registry()
     if options.multirun:

@@ -73,13 +73,16 @@ class Frames(Sequence[Structure]):
     def types(self) -> dict[tuple[str, str], int]:
         """(type name, element symbol) of all atoms, each with the number of a structure that has it."""
         names = self.stored.about["type_names"]
-        pairs = np.stack([self.atom_column("type_name"), self.atom_column("numbers")], axis=1).astype(np.int64)
-        found, first = np.unique(pairs, axis=0, return_index=True)
-        owner = np.searchsorted(np.cumsum(self.atoms), first, side="right").tolist()
-        symbols = [chemical_symbols[z] for _, z in found.tolist()]
+        shape = (len(names) + 1, len(chemical_symbols))
+        pairs = np.ravel_multi_index((self.atom_column("type_name") + 1, self.atom_column("numbers")), shape)
+        first = np.full(shape, -1)
+        first.flat[pairs[::-1]] = np.arange(len(pairs))[::-1]  # of several values for a place the last one stays
+        found = np.argwhere(first >= 0).tolist()
+        owner = np.searchsorted(np.cumsum(self.atoms), first[first >= 0], side="right").tolist()
+        symbols = [chemical_symbols[z] for _, z in found]
         return {
-            (symbol if name < 0 else names[name], symbol): n
-            for (name, _), symbol, n in zip(found.tolist(), symbols, owner, strict=True)
+            (symbol if name == 0 else names[name - 1], symbol): n
+            for (name, _), symbol, n in zip(found, symbols, owner, strict=True)
         }
 
     def config_types(self) -> list[str | None]:
