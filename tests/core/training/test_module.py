@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import os
 import random
+import re
 import signal
 from collections.abc import Callable
 from functools import partial
@@ -14,7 +15,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
+from torch.optim import Optimizer
 from torch.optim.lr_scheduler import OneCycleLR
 
 from nequip_core.errors import ConfigError, InputError
@@ -224,6 +227,33 @@ def test_losses_read_late_stop_the_run_before_a_checkpoint(
     with pytest.raises(InputError, match=r"made\.xyz:2"):
         trainer.fit(module, datamodule=data)
     assert not (run.folder / "checkpoints").exists()
+
+
+class BadGradient(Callback):
+    """The gradient of one step is NaN, its loss is not."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        if trainer.global_step == self.step - 1:
+            optimizer.param_groups[0]["params"][0].grad.fill_(torch.nan)
+
+
+@pytest.mark.parametrize("ema_decay", [None, 0.9])
+def test_weights_that_are_not_finite_reach_no_checkpoint(
+    make_run: MakeRun, terms: loss.Loss, ema_decay: float | None
+) -> None:
+    run = make_run()
+    keys = {"ema_decay": ema_decay, "check_val_every_n_epoch": 9}
+    run.fit(terms, max_epochs=1, **keys)
+    path = run.folder / "checkpoints" / "last.ckpt"
+    before = path.read_bytes()
+    name = next(name for name, weight in run.model.named_parameters() if weight.requires_grad)
+    with pytest.raises(InputError, match=rf"After step 3 of epoch 2, whose loss was \d.* 1 of .*{re.escape(name)}\. "):
+        run.fit(terms, max_epochs=3, resume=True, more=[BadGradient(6)], **keys)
+    assert path.read_bytes() == before
+    assert [file.name for file in path.parent.iterdir() if file.name != "best.ckpt"] == ["last.ckpt"]
 
 
 def test_the_weights_average_from_now_on_when_a_run_is_resumed_with_it(make_run: MakeRun, terms: loss.Loss) -> None:

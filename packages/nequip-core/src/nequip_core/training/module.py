@@ -246,8 +246,13 @@ class TrainingModule(LightningModule):
     # ---- checkpoints
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """What Lightning does not know of."""
+        """What Lightning does not know of.
+
+        Raises:
+            InputError: a loss or a weight is not finite; the earlier checkpoint stays.
+        """
         self.finish_losses()
+        self._require_finite_weights()
         assert self.scheduler is not None
         checkpoint["scheduler"] = self.scheduler.state_dict()
         checkpoint["ema"] = None if self.ema is None else self.ema.state_dict()
@@ -255,6 +260,20 @@ class TrainingModule(LightningModule):
         checkpoint["random"] = random_state(self.device)
         checkpoint["metrics"] = self.metrics
         checkpoint["check"] = self.predict_check()
+
+    def _require_finite_weights(self) -> None:
+        """The last step's gradient may be NaN where its loss is not, and nobody has computed a loss since."""
+        weights = dict(self.potential.model.named_parameters())
+        finite = torch.stack([weight.detach().isfinite().all() for weight in weights.values()]).tolist()
+        wrong = [name for name, good in zip(weights, finite, strict=True) if not good]
+        if wrong:
+            where = f"step {self.losses.steps} of epoch {self.trainer.current_epoch + 1}"
+            raise InputError(
+                f"After {where}, whose loss was {self.losses.last}, {len(wrong)} of {len(weights)} weights are not "
+                f"finite: {', '.join(wrong[:3])}{' ...' if len(wrong) > 3 else ''}. Lower training.optimizer.lr or set "
+                "training.gradient_clip, and look for atoms that lie on each other. No checkpoint has been written "
+                "since; the earlier one is as it was."
+            )
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take it over again; the scheduler and random numbers when their time has come."""
