@@ -39,7 +39,9 @@ CALCULATOR_PROPERTIES = ("energy", "free_energy", "forces", "stress")
 class Keys:
     """Names of the labels in the file."""
 
-    energy: str = key("energy", "total energy of the frame (VASP: free_energy, whose derivative the forces are)")
+    energy: str = key(
+        "energy", "total energy of the frame; of VASP, QE ...: its free energy, which the forces belong to"
+    )
     forces: str = key("forces", "forces on the atoms")
     stress: str = key("stress", "3x3, or Voigt xx yy zz yz xz xy")
     virial: str | None = key(None, "used instead of stress when named; -dE/dstrain")
@@ -130,10 +132,12 @@ def open_ase(
     say: Callable[[str], None] = warnings.warn,
 ) -> Iterator[Structure]:
     """Structures through ASE's readers, streamed."""
-    convert = _Converter(keys, units)
-    if units != Units():
-        _refuse_units(path, format, units)
-    free = FreeEnergies(keys)
+    name = _format_of(path, format)
+    converted = name in ioformats and name not in AS_WRITTEN
+    convert = _Converter(keys, units, forces_of_free_energy=converted)
+    if converted and units != Units():
+        _refuse_units(path, name, units)
+    free = FreeEnergies(watch=keys.energy == "energy" and not converted)
     for atoms, source in ase_frames(path, index, format=format):
         free.look(atoms)
         yield convert(atoms, source)
@@ -144,28 +148,32 @@ AS_WRITTEN = ("extxyz", "xyz", "traj", "json", "db", "bundletrajectory", "netcdf
 """ASE's formats that hold numbers as somebody put them in. In all others ASE knows the program's units and converts."""
 
 
-def _refuse_units(path: Path, format: str, units: Units) -> None:
-    """Units of a file whose units ASE knows are no matter of declaration."""
+def _format_of(path: Path, format: str) -> str:
+    """Name of the ASE format of a file; empty where nobody knows: its reader will say so."""
     inner = Path(path.stem) if path.suffix in OPENERS else path
     name = format if format != "auto" else _format_by_name(inner)
-    if name is None:
-        try:
-            name = str(filetype(str(path), guess=True))
-        except UnknownFileTypeError:
-            return  # the reader will say so
-    if name not in AS_WRITTEN and name in ioformats:
-        declared = ", ".join(f"{key}: {value}" for key, value in vars(units).items() if value != getattr(Units(), key))
-        raise InputError(
-            f"{path}: data.units declares {declared}, but ASE reads {name} ({ioformats[name].description}) and "
-            "converts it to eV and Å itself. Leave data.units out for such files."
-        )
+    if name is not None:
+        return name
+    try:
+        return str(filetype(str(path), guess=True))
+    except (UnknownFileTypeError, OSError, EOFError, lzma.LZMAError, zlib.error):
+        return ""
+
+
+def _refuse_units(path: Path, name: str, units: Units) -> None:
+    """Units of a file whose units ASE knows are no matter of declaration."""
+    declared = ", ".join(f"{key}: {value}" for key, value in vars(units).items() if value != getattr(Units(), key))
+    raise InputError(
+        f"{path}: data.units declares {declared}, but ASE reads {name} ({ioformats[name].description}) and "
+        "converts it to eV and Å itself. Leave data.units out for such files."
+    )
 
 
 class FreeEnergies:
     """Notices frames whose energy is not the one that their forces belong to (a smeared density of states)."""
 
-    def __init__(self, keys: Keys) -> None:
-        self.watch = keys.energy == "energy"
+    def __init__(self, *, watch: bool) -> None:
+        self.watch = watch
         self.frames, self.largest = 0, 0.0
 
     def look(self, atoms: Atoms) -> None:
@@ -313,9 +321,13 @@ UNIT_WORDS: Mapping[str, tuple[str, ...]] = {
 
 
 class _Converter:
-    """ASE's frames to structures: labels by their names, in eV and Å."""
+    """ASE's frames to structures: labels by their names, in eV and Å.
 
-    def __init__(self, keys: Keys, units: Units) -> None:
+    Where ASE reads a program's output, it calls the energy whose derivative the forces are ``free_energy``, and
+    ``energy`` the one that was extrapolated to no smearing, if the program does that.
+    """
+
+    def __init__(self, keys: Keys, units: Units, *, forces_of_free_energy: bool) -> None:
         for name, known in UNIT_WORDS.items():
             word = getattr(units, name)
             if word not in known:
@@ -324,6 +336,9 @@ class _Converter:
                     f"Expected one of {', '.join(known)}."
                 )
         self.keys = keys
+        self.energies = (
+            ("free_energy", "energy") if forces_of_free_energy and keys.energy == "energy" else (keys.energy,)
+        )
         self.length = conversions.LENGTH[units.length]
         self.energy = conversions.ENERGY[units.energy]
         self.force = conversions.force(units.forces, length=units.length, energy=units.energy)
@@ -343,13 +358,17 @@ class _Converter:
             cell=cell,
             pbc=np.asarray(atoms.pbc, dtype=bool),
             type_names=None if names is None else tuple(str(name) for name in names),
-            energy=_number(atoms, keys.energy, self.energy, source),
+            energy=self._energy(atoms, source),
             forces=_array(atoms, keys.forces, (atoms_count, 3), self.force, source),
             stress=self._stress(atoms, cell, source),
             weight=1.0 if weight is None else weight,
             config_type=None if config_type is None else str(config_type),
             source=source,
         )
+
+    def _energy(self, atoms: Atoms, source: str) -> float | None:
+        found = (_number(atoms, name, self.energy, source) for name in self.energies)
+        return next((value for value in found if value is not None), None)
 
     def _stress(self, atoms: Atoms, cell: Floats, source: str) -> Floats | None:
         if self.keys.virial is None:
