@@ -214,6 +214,10 @@ def test_tensorboard_has_metrics_and_pace(folder: Path) -> None:
     assert {"val_loss", "val_forces_mae", "train_loss"} <= tags
     assert {"step/loss", "step/lr", "step/step_s", "step/data_wait"} <= tags
     assert [event.step for event in events.Scalars("step/loss")] == [1, 2, 3, 4, 5, 6]
+    for name in ("epoch", "val_loss", "val_forces_mae", "train_loss"):
+        logged = [(event.step, event.value) for event in events.Scalars(name)]
+        written = [(int(row["step"]), float(row[name])) for row in rows("run")]
+        assert logged == [(step, pytest.approx(value, rel=1e-6)) for step, value in written]
     assert not Path("run/steps.csv").exists()
 
 

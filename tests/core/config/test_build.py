@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -119,14 +121,26 @@ def test_loss_has_the_terms_that_weigh_something(per_atom: bool, quantity: str) 
     assert [(term.quantity, term.weight) for term in loss.terms] == [(quantity, 3.0), ("forces", 1.0)]
 
 
+class WandbError(Exception):
+    """In the place of ``wandb.errors.Error``; the package is not among those that the tests need."""
+
+
+@pytest.fixture
+def wandb_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    package = SimpleNamespace(errors=SimpleNamespace(Error=WandbError))
+    monkeypatch.setitem(sys.modules, "wandb", package)  # type: ignore[arg-type]
+
+
+@pytest.mark.usefixtures("wandb_package")
 def test_loggers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made: dict[str, Any] = {}
-    monkeypatch.setattr(build, "WandbLogger", lambda **options: made.update(options) or "wandb")
+    began = SimpleNamespace(experiment="a run")
+    monkeypatch.setattr(build, "WandbLogger", lambda **options: made.update(options) or began)
     monkeypatch.setenv("WANDB_PROJECT", "copper")
     config = Config(loggers=["csv", "wandb", "tensorboard"], model=NequIPConfig(cutoff=3.0))
     config.run.name = "one"
     wandb, tensorboard = build.build_loggers(config, tmp_path, "abc")
-    assert wandb == "wandb"
+    assert wandb is began
     assert isinstance(tensorboard, TensorBoardLogger)
     assert tensorboard.log_dir == str(tmp_path / "tensorboard")
     # The same id and resume=allow: a run that goes on is one run there too.
@@ -134,6 +148,21 @@ def test_loggers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert made["save_dir"] == tmp_path
     assert made["config"]["model"]["cutoff"] == 3.0
     assert build.build_loggers(Config(loggers=["csv"]), tmp_path, "abc") == []
+
+
+@pytest.mark.usefixtures("wandb_package")
+def test_a_run_that_wandb_does_not_take(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Refused:
+        def __init__(self, **options: Any) -> None:
+            pass
+
+        @property
+        def experiment(self) -> None:
+            raise WandbError("No API key configured.")
+
+    monkeypatch.setattr(build, "WandbLogger", Refused)
+    with pytest.raises(InputError, match=r"takes no run: No API key configured\..*wandb login.*WANDB_MODE=offline"):
+        build.build_loggers(Config(loggers=["wandb"], model=NequIPConfig(cutoff=3.0)), tmp_path, "abc")
 
 
 def test_seconds() -> None:

@@ -529,16 +529,35 @@ def build_loggers(config: Config, folder: Path, run_id: str) -> list[Logger]:
     """What Lightning logs to besides our tables, in the order of the config."""
     makers: Mapping[str, Callable[[], Logger]] = {
         "tensorboard": lambda: TensorBoardLogger(folder, name="", version="tensorboard"),
-        "wandb": lambda: WandbLogger(
-            name=config.run.name,
-            save_dir=folder,
-            id=run_id,
-            resume="allow",
-            project=os.environ.get("WANDB_PROJECT", "nequip"),
-            config=dataclasses.asdict(config),
-        ),
+        "wandb": lambda: begin_wandb(config, folder, run_id),
     }
     return [makers[name]() for name in config.loggers if name in makers]
+
+
+def begin_wandb(config: Config, folder: Path, run_id: str) -> Logger:
+    """A logger to Weights & Biases, whose run there has begun.
+
+    Raises:
+        InputError: it did not begin, since nobody is logged in or the server can not be reached.
+    """
+    import wandb  # an option, which the checks of the config have found
+
+    logger = WandbLogger(
+        name=config.run.name,
+        save_dir=folder,
+        id=run_id,
+        resume="allow",
+        project=os.environ.get("WANDB_PROJECT", "nequip"),
+        config=dataclasses.asdict(config),
+    )
+    try:
+        _ = logger.experiment
+    except wandb.errors.Error as error:
+        raise InputError(
+            f"Weights & Biases takes no run: {error} Give it your key (wandb login), keep the run on this machine "
+            "(WANDB_MODE=offline), or take wandb out of loggers."
+        ) from error
+    return logger
 
 
 def seconds(text: str | None) -> float | None:

@@ -122,7 +122,7 @@ class Clock(Callback):
 
 
 class MetricsTable(Callback):
-    """metrics.csv: one row per validation.
+    """metrics.csv, and the same for the other loggers: a row per validation.
 
     Args:
         path: of the file.
@@ -140,17 +140,15 @@ class MetricsTable(Callback):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """A row, if there was a validation."""
-        module = training_module(pl_module)
-        if module.validated and trainer.is_global_zero:
-            self.table.append(
-                {
-                    "epoch": finished_epochs(trainer),
-                    "step": trainer.global_step,
-                    "time_s": round(self.clock.seconds, 3),
-                    "lr": module.learning_rate,
-                    **module.metrics,
-                }
-            )
+        module, epoch, step = training_module(pl_module), finished_epochs(trainer), trainer.global_step
+        if not module.validated:
+            return
+        if trainer.is_global_zero:
+            place = {"epoch": epoch, "step": step, "time_s": round(self.clock.seconds, 3)}
+            self.table.append({**place, "lr": module.learning_rate, **module.metrics})
+        values = {name: value for name, value in module.metrics.items() if value is not None}
+        for logger in trainer.loggers:
+            logger.log_metrics({"epoch": epoch, **values}, step)
 
 
 class StepsTable(Callback):

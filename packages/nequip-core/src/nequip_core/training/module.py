@@ -202,7 +202,8 @@ class TrainingModule(LightningModule):
             named = self.offending_val(found.ids) if found else "Another process has named its structures."
             self._stop(f"The validation loss of epoch {self.trainer.current_epoch + 1} is {loss}. {named}")
         self.validated = True
-        self.log_dict({name: value for name, value in self.metrics.items() if value is not None})
+        # For callbacks of others; the loggers get them with the row of metrics.csv.
+        self.log_dict({name: value for name, value in self.metrics.items() if value is not None}, logger=False)
 
     def on_train_epoch_end(self) -> None:
         """The scheduler advances; callbacks that write checkpoints come after this, others before."""
