@@ -75,16 +75,39 @@ def test_a_part_of_an_epoch() -> None:
 @pytest.mark.parametrize("ranks", [1, 2, 3, 7])
 def test_ranks_share_a_step(ranks: int) -> None:
     step = plan_epoch(ONES, 5, seed=1, epoch=0)[0]
-    parts = [share(step, rank, ranks) for rank in range(ranks)]
+    parts = [share(step, rank, ranks, ONES) for rank in range(ranks)]
     assert sorted(n for part in parts for n in part) == sorted(step)
     assert max(map(len, parts)) - min(map(len, parts)) <= 1
+    assert all(part == sorted(part, key=step.index) for part in parts)  # in the order of the plan
+
+
+@pytest.mark.parametrize("ranks", [2, 4, 8, 64])
+@pytest.mark.parametrize("sizes", ["molecules", "mixed", "one large among small"])
+def test_ranks_have_equal_work(sizes: str, ranks: int) -> None:
+    rng = np.random.default_rng(0)
+    count = 32 * ranks
+    work = {
+        "molecules": 21 * rng.integers(15, 20, size=count),  # like rMD17: one molecule, edges that fluctuate
+        "mixed": (20 * rng.lognormal(3.0, 0.8, size=count)).astype(np.int64),
+        "one large among small": np.where(np.arange(count) % 32 == 0, 4000, rng.integers(100, 400, size=count)),
+    }[sizes]
+    loads = [int(work[share(range(count), rank, ranks, work)].sum()) for rank in range(ranks)]
+    assert sum(loads) == work.sum()
+    assert max(loads) / np.mean(loads) - 1 < 0.05
+
+
+def test_structures_without_edges_are_shared_too() -> None:
+    parts = [share(range(6), rank, 3, np.zeros(6, dtype=np.int64)) for rank in range(3)]
+    assert [len(part) for part in parts] == [2, 2, 2]
 
 
 @pytest.mark.parametrize(("structures", "ranks"), [(10, 3), (2, 4), (7, 1)])
 @pytest.mark.parametrize("max_edges", [None, 5])
 def test_ranks_share_validation_without_counting_twice(structures: int, ranks: int, max_edges: int | None) -> None:
     edges = np.arange(structures)
-    steps = [step for rank in range(ranks) for step in EvalSteps(edges, 4, max_edges, rank, ranks)]
+    shares = [list(EvalSteps(edges, 4, max_edges, rank, ranks)) for rank in range(ranks)]
+    assert all(shares)  # a rank without structures has a batch of none
+    steps = [step for steps in shares for step in steps]
     assert sorted(n for step in steps for n in step) == list(range(structures))
     assert max_edges is None or all(len(step) == 1 or edges[step].sum() <= max_edges for step in steps)
 

@@ -35,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         return OUTPUT_CLOSED
     except (KeyboardInterrupt, Exception) as error:
-        if _is_interrupt(error):
+        if is_interrupt(error):
             print("nequip: interrupted", file=sys.stderr)
             return INTERRUPTED
         if not isinstance(error, NequipError):
@@ -60,9 +60,9 @@ def _run(argv: list[str]) -> int:
     return code
 
 
-def _is_interrupt(error: BaseException | None) -> bool:
+def is_interrupt(error: BaseException | None) -> bool:
     """Whether it began with Ctrl-C: where that came inside a library, what cleans up may fail in another way."""
-    return error is not None and (isinstance(error, KeyboardInterrupt) or _is_interrupt(error.__context__))
+    return error is not None and (isinstance(error, KeyboardInterrupt) or is_interrupt(error.__context__))
 
 
 def usage(registry: Registry) -> str:

@@ -7,27 +7,31 @@ import random
 import signal
 import threading
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from nequip_core.cli.main import INTERRUPTED, is_interrupt
 from nequip_core.cli.terminal import RunConsole, data_summary, model_summary, results_table
 from nequip_core.config import build
 from nequip_core.config.checks import device_type
-from nequip_core.config.compose import to_yaml
-from nequip_core.config.run import Run, now, versions, write_json
+from nequip_core.config.compose import keys_of, to_yaml
+from nequip_core.config.run import FILES, Run, hashes, now, versions, write_json
 from nequip_core.config.schema import Config
 from nequip_core.engines.evaluate import evaluate, predictor
+from nequip_core.errors import NequipError
 from nequip_core.export.artifact import load_model
 from nequip_core.files import sha256
 from nequip_core.models.base import EnergyModel
 from nequip_core.plugins.manager import Registry
 from nequip_core.training.callbacks import CtrlCError, StoppedError
+from nequip_core.training.ranks import ONE, LostRankError, Place, Ranks
 from nequip_core.training.report import write_report
 
 
@@ -44,31 +48,86 @@ def dry_run(config: Config, registry: Registry) -> int:
     return 0
 
 
-def train(config: Config, registry: Registry, argv: Sequence[str]) -> int:
-    """Look at the run's folder, read the data, train, evaluate, report."""
-    with closing(RunConsole(bar=config.trainer.enable_progress_bar)) as console, Run(config, registry) as run:
+def train(config: Config, registry: Registry, argv: Sequence[str], ranks: Ranks = ONE) -> int:
+    """Look at the run's folder, read the data, train, evaluate, report.
+
+    Of several processes the first one writes and speaks.
+    """
+    ranks.patience(config.trainer.rank_timeout, lambda message: None)
+    ranks.same(told_of(config, registry), "Give all processes the same command and the same installation.")
+    with (
+        closing(RunConsole(bar=config.trainer.enable_progress_bar, quiet=not ranks.is_first)) as console,
+        Run(config, registry, ranks) as run,
+    ):
         if run.finished and run.earlier:
             console.say(f"{run.path} holds this run, finished on {run.earlier['end']}: nothing is left to do.")
             console.say("To train on, raise trainer.max_epochs; to start anew, run.if_exists=new.")
             return 0
         seed_everything(config.seed)
         console.say("Reading the data ...")
-        cache = build.data_cache(config, say=console.say)
-        data = build.prepare_data(config, registry, cache=cache, progress=console.progress, say=console.say)
+        data = read_together(config, registry, console, ranks)
         data_summary(console, data)
         model, kernels = build.build_energy_model(config, data.model, registry)
         model_summary(console, model, kernels)
 
-        aside = run.begin(argv, devices=[device_type(config)], kernels=kernels)
-        console.log_to(run.path / "log.txt")
-        if aside:
-            console.say(f"The old run is now {aside}.")
-        write_json(run.path / "data" / "splits.json", data.splits.to_json())
-        write_json(run.path / "data" / "statistics.json", data.statistics.to_json())
+        devices = ranks.gather(str(build.torch_device(config, ranks)), "the names of the devices")
+        aside = run.begin(argv, devices=devices, world_size=ranks.size, kernels=kernels)
+        if ranks.is_first:
+            console.log_to(run.path / "log.txt")
+            if aside:
+                console.say(f"The old run is now {aside}.")
+            write_json(run.path / "data" / "splits.json", data.splits.to_json())
+            write_json(run.path / "data" / "statistics.json", data.statistics.to_json())
         with recorded(run), quiet_lightning():
-            fit(run, config, registry, model, data, console)
-            finish(run, config, registry, data, console)
+            fit(run, config, registry, model, data, console, ranks)
+            ranks.leave()
+            if ranks.is_first:
+                finish(run, config, registry, data, console)
     return 0
+
+
+def told_of(config: Config, registry: Registry) -> dict[str, Any]:
+    """What must be the same in all processes: keys, versions, and the contents of the files."""
+    own = ("data.cache", "data.workers", *FILES)
+    return {
+        **{key: value for key, value in keys_of(config) if key not in own},
+        **{f"the version of {name}": version for name, version in {**versions(), **registry.versions()}.items()},
+        **{f"the content of {key}": list(found.values()) for key, found in hashes(config).items()},
+    }
+
+
+def read_together(config: Config, registry: Registry, console: RunConsole, ranks: Ranks) -> build.RunData:
+    """The data, read by one process of each machine first, from whose cache the others take it; all get the same."""
+
+    def progress(what: str, done: int, total: int | None = None) -> None:
+        ranks.at(what)
+        console.progress(what, done, total)
+
+    cache = build.data_cache(config, say=console.say)
+    with ranks.first_ahead("the reading of the data") if cache.folder else nullcontext():
+        data = build.prepare_data(config, registry, cache=cache, progress=progress, say=console.say, ranks=ranks)
+    found = {
+        "the training set": data.module.train.key["structures"],
+        "the validation set": data.module.val.key["structures"],
+        **{f"statistics.{name}": value for name, value in data.statistics.to_json().items()},
+    }
+    ranks.same(found, "Let all processes read the same files with the same versions; empty data.cache where it is old.")
+    return data
+
+
+def together(place: Place, act: Callable[[Ranks], int]) -> int:
+    """Do something as one of the processes of a run; what several of them have to complain of is said once."""
+    ranks = Ranks(place)
+    try:
+        with ranks:
+            return act(ranks)
+    except BaseException as error:
+        code = INTERRUPTED if is_interrupt(error) else error.exit_code if isinstance(error, NequipError) else 1
+        mine = (ranks.rank, code, str(error))
+        first = ranks.fail(code, str(error))
+        if first == mine or not (isinstance(error, LostRankError) or first[1:] == mine[1:]):
+            raise
+        return first.code
 
 
 def seed_everything(seed: int) -> None:
@@ -101,24 +160,37 @@ def quiet_lightning() -> Iterator[None]:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", module="lightning", message=r".*does not have many workers")
             warnings.filterwarnings("ignore", module="lightning", message=r".*isinstance\(treespec, LeafSpec\)")
+            # What is logged is the same in all processes already.
+            warnings.filterwarnings("ignore", module="lightning", message=r".*sync_dist=True")
             yield
     finally:
         logger.setLevel(before)
 
 
 def fit(
-    run: Run, config: Config, registry: Registry, model: EnergyModel, data: build.RunData, console: RunConsole
+    run: Run,
+    config: Config,
+    registry: Registry,
+    model: EnergyModel,
+    data: build.RunData,
+    console: RunConsole,
+    ranks: Ranks = ONE,
 ) -> None:
     """Train, from the last checkpoint where there is one."""
+    ranks.patience(config.trainer.rank_timeout, lambda message: run.update(state="failed", end=now(), error=message))
     about = build.provenance(config, registry, data, {**versions(), **registry.versions()}, run.hashes)
-    module = build.build_module(config, registry, model, data, run.path / "not_finite.extxyz")
+    module = build.build_module(config, registry, model, data, run.path, say=console.say, ranks=ranks)
     training = build.build_trainer(
-        config, registry, run.path, about, run_id=run.manifest["id"], console=console, extra=[Terminator()]
+        config, registry, run.path, about, run_id=run.manifest["id"], console=console, ranks=ranks, extra=[Terminator()]
     )
-    last = run.last_checkpoint
+    last = ranks.from_first(run.last_checkpoint, "the checkpoint to go on from")
     console.say(f"Training in {run.path}" + (f", going on from {last.name}" if last else ""))
-    with ctrl_c_stops(last):
-        training.trainer.fit(module, datamodule=data.module, ckpt_path=last)
+    try:
+        with ctrl_c_stops(last):
+            training.trainer.fit(module, datamodule=data.module, ckpt_path=last)
+    finally:
+        if module.compiled is not None:
+            run.update(compile=module.compiled.report())
     run.update(best_epoch=training.checkpoints.best_epoch)
 
 

@@ -35,10 +35,11 @@ class RunConsole(Console):
     Args:
         bar: whether a progress bar may be drawn.
         stderr: print to standard error, where standard output is for results.
+        quiet: print nothing.
     """
 
-    def __init__(self, *, bar: bool = True, stderr: bool = False) -> None:
-        super().__init__(highlight=False, force_terminal=None if bar else False, stderr=stderr)
+    def __init__(self, *, bar: bool = True, stderr: bool = False, quiet: bool = False) -> None:
+        super().__init__(highlight=False, force_terminal=None if bar else False, stderr=stderr, quiet=quiet)
         self._bar: Progress | None = None
         self._what = ""
         self._shown = 0.0

@@ -14,7 +14,7 @@ from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, is_dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ase
 import numpy as np
@@ -22,6 +22,7 @@ import torch
 from ase.data import atomic_numbers
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
+from lightning.pytorch.plugins.environments import LightningEnvironment
 from rich.console import Console
 
 from nequip_core.config import schema
@@ -33,6 +34,7 @@ from nequip_core.data.cache import NO_CACHE, Cache, folder_of
 from nequip_core.data.datamodule import DataModule
 from nequip_core.data.dataset import LABELS, Dataset
 from nequip_core.data.frames import Frames, columns
+from nequip_core.data.ghost import Ghost
 from nequip_core.data.read import read
 from nequip_core.data.split import Splits, split
 from nequip_core.data.statistics import Statistics, compute
@@ -53,7 +55,9 @@ from nequip_core.training.callbacks import (
     EarlyEnd,
     MetricsTable,
     Patience,
+    Position,
     ProgressLines,
+    SameWeights,
     StepLimit,
     StepsTable,
 )
@@ -62,6 +66,10 @@ from nequip_core.training.loss import Loss, Term
 from nequip_core.training.module import TrainingModule
 from nequip_core.training.nonfinite import offending_to
 from nequip_core.training.pace import Pace
+from nequip_core.training.ranks import ONE, Ranks
+
+if TYPE_CHECKING:  # it imports the compiler, which takes a second
+    from nequip_core.training.compiled import CompiledTraining
 
 CHECK_STRUCTURES = 2
 """Structures whose predictions go into checkpoints."""
@@ -163,6 +171,7 @@ def prepare_data(
     cache: Cache = NO_CACHE,
     progress: Progress = silent,
     say: Callable[[str], None] = print,
+    ranks: Ranks = ONE,
 ) -> RunData:
     """Read, split, make graphs and statistics, and resolve the model config.
 
@@ -172,6 +181,7 @@ def prepare_data(
         cache: from `data_cache`.
         progress: told how far the work is.
         say: told what the user should know of the files.
+        ranks: that share the batches.
 
     Raises:
         InputError: a file, frame or label that can not be used; labels that the loss needs are missing.
@@ -237,6 +247,9 @@ def prepare_data(
         max_edges=config.data.batch.max_edges,
         limit=config.trainer.limit_train_batches,
         workers=config.data.workers,
+        ghost=Ghost(0.5 * float(np.min(info.pair_cutoffs))) if config.training.compile else None,
+        rank=ranks.rank,
+        ranks=ranks.size,
     )
     notes = (statistics.atomic_energies.message, *repeated(train, sets), *oversized(config, train_set))
     return RunData(
@@ -386,7 +399,13 @@ def build_loss(config: Config, registry: Registry) -> Loss:
 
 
 def build_module(
-    config: Config, registry: Registry, model: EnergyModel, data: RunData, offending: Path
+    config: Config,
+    registry: Registry,
+    model: EnergyModel,
+    data: RunData,
+    folder: Path,
+    say: Callable[[str], None] = print,
+    ranks: Ranks = ONE,
 ) -> TrainingModule:
     """What Lightning trains.
 
@@ -395,12 +414,16 @@ def build_module(
         registry: optimizers, schedulers, loss functions.
         model: new, on the CPU.
         data: of the run.
-        offending: file for the structures of a loss that is not finite.
+        folder: where the structures of a loss that is not finite go, and a compiled step that is not the eager one.
+        say: told how compiling goes on.
+        ranks: that train together.
     """
     training = config.training
+    potential, loss = Potential(model), build_loss(config, registry)
+    offending = folder / "not_finite.extxyz"
     return TrainingModule(
-        Potential(model),
-        build_loss(config, registry),
+        potential,
+        loss,
         make_optimizer=partial(
             maker("optimizer", training.optimizer.name, registry), lr=training.optimizer.lr, **training.optimizer.args
         ),
@@ -412,6 +435,40 @@ def build_module(
         read_losses_every=config.trainer.log_every_n_steps,
         offending=offending_to(offending, lambda ids: [data.module.train.structures[n] for n in ids]),
         offending_val=offending_to(offending, lambda ids: [data.module.val.structures[n] for n in ids]),
+        compiled=_compiled(config, potential, loss, data.module, folder, say) if training.compile else None,
+        ranks=ranks,
+    )
+
+
+def _compiled(
+    config: Config, potential: Potential, loss: Loss, data: DataModule, folder: Path, say: Callable[[str], None]
+) -> CompiledTraining:
+    """What compiles the steps, for batches of this data set."""
+    from nequip_core.tracing import Sizes
+    from nequip_core.training.compiled import CompiledTraining, Sample, sample_sizes
+
+    assert data.ghost is not None
+    cache = folder_of(config.data.cache)
+    if cache is not None:  # by default Inductor's results are lost when the machine starts again
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache.resolve() / "inductor"))
+    batch = config.data.batch
+
+    def sizes(part: Dataset, structures: float) -> Sizes:
+        return sample_sizes(structures, float(part.atoms.mean()), float(part.edges.mean()), batch.max_edges)
+
+    sample = Sample(
+        training=sizes(data.train, len(data.train) / data.steps.count / data.ranks),
+        validation=sizes(data.val, min(batch.eval_size, len(data.val))),
+    )
+    return CompiledTraining(
+        potential,
+        loss,
+        sample=sample,
+        ghost=data.ghost,
+        precision=config.training.matmul_precision,
+        check_every=config.training.compile_check_every,
+        dump=folder / "compile_deviation.safetensors",
+        say=say,
     )
 
 
@@ -469,6 +526,7 @@ def build_trainer(
     *,
     run_id: str,
     console: Console,
+    ranks: Ranks = ONE,
     extra: Sequence[Callback] = (),
 ) -> Training:
     """Lightning's trainer, which writes into ``folder`` (made when the training begins).
@@ -480,6 +538,7 @@ def build_trainer(
         provenance: what checkpoints say.
         run_id: by which Weights & Biases knows the run again when it goes on.
         console: for the lines and the bar of the training.
+        ranks: that train together.
         extra: further callbacks.
     """
     trainer, training = config.trainer, config.training
@@ -496,16 +555,19 @@ def build_trainer(
         callbacks.append(Patience(training.early_stopping_patience))
     if trainer.max_steps != -1:
         callbacks.append(StepLimit(trainer.max_steps))
-    callbacks += [checkpoints, EarlyEnd(checkpoints, max_time=seconds(trainer.max_time))]
+    if ranks.size > 1:
+        callbacks += [Position(ranks), SameWeights(ranks, trainer.log_every_n_steps)]
+    callbacks += [checkpoints, EarlyEnd(checkpoints, max_time=seconds(trainer.max_time), ranks=ranks)]
     callbacks += [ProgressLines(console, pace), *extra]
     callbacks += [import_class("training.callbacks", item.name)(**item.args) for item in training.callbacks]
-    device = device_type(config)
-    strategy = registry.training["strategy", "single" if trainer.strategy == "auto" else trainer.strategy]
+    device = torch_device(config, ranks)
+    automatic = "single" if ranks.size == 1 else "deferred_ddp"
+    strategy = registry.training["strategy", automatic if trainer.strategy == "auto" else trainer.strategy]
     return Training(
         trainer=Trainer(
-            accelerator=device,
-            devices=1,
-            strategy=strategy.make.load()(torch.device(device, 0) if device == "cuda" else torch.device(device)),
+            accelerator=device.type,
+            devices=1 if device.index is None else [device.index],  # of this process
+            strategy=strategy.make.load()(device, ranks),
             max_epochs=trainer.max_epochs,
             check_val_every_n_epoch=trainer.check_val_every_n_epoch,
             log_every_n_steps=1,  # ours is that of steps.csv
@@ -514,7 +576,7 @@ def build_trainer(
             callbacks=callbacks,
             logger=build_loggers(config, folder, run_id),
             profiler=pace.fetch,
-            plugins=[PackageIO(provenance)],
+            plugins=[PackageIO(provenance), LightningEnvironment()],  # launchers are ours to read
             default_root_dir=folder,
             num_sanity_val_steps=0,
             enable_model_summary=False,
@@ -523,6 +585,14 @@ def build_trainer(
         ),
         checkpoints=checkpoints,
     )
+
+
+def torch_device(config: Config, ranks: Ranks = ONE) -> torch.device:
+    """Of this process."""
+    if device_type(config) == "cpu":
+        return torch.device("cpu")
+    # SLURM may show each process its own device only.
+    return torch.device("cuda", ranks.place.local_rank % torch.cuda.device_count())
 
 
 def build_loggers(config: Config, folder: Path, run_id: str) -> list[Logger]:

@@ -30,6 +30,7 @@ from nequip_core.models.build import build_model
 from nequip_core.ops.select import Ops
 from nequip_core.plugins.manager import Registry
 from nequip_core.training.module import MONITORS
+from nequip_core.training.ranks import place_of
 
 Found = Iterable[tuple[str, str]]
 
@@ -126,6 +127,19 @@ def check_training(config: Config, registry: Registry) -> Found:
     if training.scheduler.name == "plateau" and training.scheduler.interval == "step":
         key = "training.scheduler.interval"
         yield key, f"{key} is step, but plateau follows validations. Expected epoch."
+    if training.matmul_precision != "float32":
+        key = "training.matmul_precision"
+        if not training.compile:
+            yield key, f"{key} is {training.matmul_precision}, which needs training.compile=true."
+        elif config.model.dtype != "float32":
+            yield (
+                key,
+                f"{key} is {training.matmul_precision}, but model.dtype is {config.model.dtype}. Expected float32.",
+            )
+        elif training.matmul_precision == "tf32" and device_type(config) != "cuda":
+            yield key, f"{key} is tf32, which only CUDA devices have. Expected float32 or bf16 on the CPU."
+    if training.compile_check_every and not training.compile:
+        yield "training.compile_check_every", "training.compile_check_every needs training.compile=true."
     if trainer.max_epochs == -1 and trainer.max_steps == -1 and trainer.max_time is None:
         yield "trainer.max_epochs", "trainer: max_epochs and max_steps are -1 and max_time is null: the run has no end."
 
@@ -140,12 +154,41 @@ def check_loggers(config: Config, registry: Registry) -> Found:
 
 
 def check_devices(config: Config, registry: Registry) -> Found:
-    """The device is there."""
-    if config.trainer.accelerator == "cuda" and not torch.cuda.is_available():
+    """The devices are there, and the launcher has started as many processes as the config says."""
+    trainer, place = config.trainer, place_of(os.environ)
+    if trainer.accelerator == "cuda" and not torch.cuda.is_available():
         yield (
             "trainer.accelerator",
             f"trainer.accelerator is cuda, but torch {torch.__version__} sees no CUDA device here. Use cpu or auto, or "
             "see `nequip doctor`.",
+        )
+        return
+    if place.launcher:
+        started = {"devices": place.local_size, "num_nodes": place.nodes}
+        for name, number in started.items():
+            said = getattr(trainer, name)
+            if said not in (1, "auto", number):
+                yield (
+                    f"trainer.{name}",
+                    f"trainer.{name} is {said}, but {place.launcher} has started {place.local_size} processes on each "
+                    f"of {place.nodes} machines. Leave the key out, or start as many as it says.",
+                )
+    elif trainer.num_nodes > 1:
+        yield (
+            "trainer.num_nodes",
+            f"trainer.num_nodes is {trainer.num_nodes}: several machines need a launcher. Start `torchrun --nnodes "
+            f"{trainer.num_nodes} --nproc_per_node N --rdzv_backend c10d --rdzv_endpoint HOST:29500 -m nequip_core "
+            "train ...` on each, or `srun nequip train ...`.",
+        )
+    count, there = local_processes(config), torch.cuda.device_count()
+    # SLURM may show each process its own device only.
+    if device_type(config) == "cuda" and count > there and not (place.launcher == "SLURM" and there == 1):
+        yield "trainer.devices", f"trainer.devices: {count} CUDA devices are asked for, but only {there} are here."
+    if trainer.strategy == "single" and max(count, place.size) > 1:
+        yield (
+            "trainer.strategy",
+            f"trainer.strategy is single, but the run has {max(count, place.size)} processes. Take deferred_ddp or "
+            "auto, or trainer.devices=1.",
         )
 
 
@@ -206,6 +249,17 @@ def device_type(config: Config) -> str:
     """Where the model will run: cpu or cuda. That a device which was asked for is there is checked elsewhere."""
     wanted = config.trainer.accelerator in ("auto", "cuda")
     return "cuda" if wanted and torch.cuda.is_available() else "cpu"
+
+
+def local_processes(config: Config) -> int:
+    """How many processes of this machine the run has: what a launcher has started, or else what the config says."""
+    place = place_of(os.environ)
+    if place.launcher:
+        return place.local_size
+    number = config.trainer.devices
+    if number == "auto":
+        return torch.cuda.device_count() if device_type(config) == "cuda" else 1
+    return int(number)
 
 
 CHECKS = (check_parts, check_data, check_training, check_model, check_files, check_loggers, check_devices, check_folder)

@@ -29,6 +29,7 @@ from nequip_core.config.schema import Config
 from nequip_core.errors import ConfigError, InputError
 from nequip_core.files import atomic_write, sha256
 from nequip_core.plugins.manager import Registry
+from nequip_core.training.ranks import ONE, Ranks
 
 SCHEMA = 1
 """Number of run.json's format."""
@@ -201,6 +202,7 @@ class Run:
     Args:
         config: of the run.
         registry: to read the config of an earlier start.
+        ranks: that run together; the first looks and writes, and tells the others what it has found.
 
     Attributes:
         path: the folder.
@@ -213,9 +215,10 @@ class Run:
         ConfigError: the run in it was started otherwise.
     """
 
-    def __init__(self, config: Config, registry: Registry) -> None:
+    def __init__(self, config: Config, registry: Registry, ranks: Ranks = ONE) -> None:
         self.config = config
         self.registry = registry
+        self.ranks = ranks
         self.path = run_path(config)
         self.hashes = hashes(config)
         self.earlier: dict[str, Any] | None = None
@@ -228,12 +231,13 @@ class Run:
     def __enter__(self) -> Self:
         """Look at the folder; where it holds a run, take the lock."""
         with ExitStack() as stack:
-            if (self.path / "run.json").exists():
+            if self.ranks.is_first and (self.path / "run.json").exists():
                 stack.enter_context(locked(self.path))
                 self._replaces = self.config.run.if_exists == "new"
                 if self.config.run.if_exists == "resume":
                     self._look(read_manifest(self.path))
             self._locks = stack.pop_all()
+        self.earlier, self.finished = self.ranks.from_first((self.earlier, self.finished), "a look at the run's folder")
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -269,6 +273,11 @@ class Run:
         Raises:
             InputError: another process has begun a run here since we looked.
         """
+        aside = self._begin(argv, facts) if self.ranks.is_first else None
+        self.manifest = self.ranks.from_first(self.manifest, "the beginning of the run")
+        return aside
+
+    def _begin(self, argv: Sequence[str], facts: Mapping[str, Any]) -> Path | None:
         aside = set_aside(self.path) if self._replaces else None
         if self.earlier is None:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -293,7 +302,8 @@ class Run:
     def update(self, **values: Any) -> None:
         """Change run.json."""
         self.manifest.update(values)
-        write_json(self.path / "run.json", self.manifest)
+        if self.ranks.is_first:
+            write_json(self.path / "run.json", self.manifest)
 
     def _first_manifest(self, argv: Sequence[str]) -> dict[str, Any]:
         return {
@@ -309,8 +319,9 @@ class Run:
             "best_epoch": None,
             "host": platform.node(),
             "devices": [],
-            "world_size": 1,
+            "world_size": self.ranks.size,
             "kernels": {},
+            "compile": None,
             "data_hashes": self.hashes,
             "versions": versions(),
             "plugins": self.registry.versions(),

@@ -144,6 +144,9 @@ class Training:
     )
     checkpoint_every: int = key(1, "between writes of last.ckpt", "epochs")
     keep_every: int | None = key(None, "between kept copies epoch-000100.ckpt; null: none", "epochs")
+    compile: bool = key(False, "forward, forces, loss and their derivatives as one compiled graph")
+    compile_check_every: int = key(0, "between comparisons of the compiled step with eager; 0: at the start", "steps")
+    matmul_precision: str = key("float32", "of compiled matrix products: float32 | tf32 | bf16; the error is printed")
     callbacks: list[Callback] = key([], "[{name: dotted.Class, args: {...}}], Lightning callbacks")
 
 
@@ -152,7 +155,10 @@ class Trainer:
     """Lightning's own names."""
 
     accelerator: str = key("auto", "auto | cpu | cuda")
-    strategy: str = key("auto", "auto, or a name from `nequip plugins`: single ...")
+    devices: Any = key(1, "GPUs, or processes on the CPU, of each machine; auto: all GPUs; torchrun and srun say it")
+    num_nodes: int = key(1, "machines; torchrun and srun say it")
+    strategy: str = key("auto", "auto | single | deferred_ddp | a plugin's; auto: deferred_ddp for several processes")
+    rank_timeout: float = key(1800.0, "in which no process has moved: the run ends and names the one that hangs", "s")
     max_epochs: int = key(100, "the run ends after this many; -1: no limit", "epochs")
     max_steps: int = key(-1, "the run ends after this many optimizer steps; -1: no limit", "steps")
     max_time: str | None = key(None, "the run stops as for Ctrl-C, with a checkpoint", "DD:HH:MM:SS")
@@ -315,7 +321,12 @@ RULES: Mapping[str, Rule] = {
     "training.early_stopping_patience": COUNT_OR_NULL,
     "training.checkpoint_every": COUNT,
     "training.keep_every": COUNT_OR_NULL,
+    "training.compile_check_every": Rule("a whole number of at least 0", lambda v: _is_count(v, 0)),
+    "training.matmul_precision": one_of("float32", "tf32", "bf16"),
     "trainer.accelerator": one_of("auto", "cpu", "cuda"),
+    "trainer.devices": Rule("a whole number of at least 1, or auto", lambda v: v == "auto" or _is_count(v)),
+    "trainer.num_nodes": COUNT,
+    "trainer.rank_timeout": POSITIVE,
     "trainer.max_epochs": LIMIT,
     "trainer.max_steps": LIMIT,
     "trainer.max_time": Rule(

@@ -6,11 +6,13 @@ checksum of the arrays; a file that does not fit its checksum is made again, and
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -68,14 +70,48 @@ class Cache:
         if self.folder is None:
             return make()
         path = self.folder / f"{kind}-{fingerprint({'schema': SCHEMA, **key})}.safetensors"
-        if path.is_file():
-            try:
-                return load(path)
-            except (DamagedError, OSError) as error:
-                self.say(f"The cached file {path} is damaged ({error}): it is made again.")
-        made = make()
+        found = self._find(path)
+        if found is not None:
+            return found
         if not self.write:
-            return made
+            return make()
+        with self._alone(path) as waited:
+            found = self._find(path) if waited else None
+            return self._keep(make(), path) if found is None else found
+
+    def _find(self, path: Path) -> Stored | None:
+        if not path.is_file():
+            return None
+        try:
+            return load(path)
+        except (DamagedError, OSError) as error:
+            self.say(f"The cached file {path} is damaged ({error}): it is made again.")
+            return None
+
+    @contextmanager
+    def _alone(self, path: Path) -> Iterator[bool]:
+        """Of several processes that need a value one makes it, and the others wait; gives whether this one has waited.
+
+        Where nothing can be locked nobody waits, and each makes it: that is slow, not wrong.
+        """
+        lock, waited = path.with_suffix(".lock"), False
+        with ExitStack() as stack:
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                file = stack.enter_context(lock.open("w"))
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    self.say(f"Waiting for another process, which is making {path.name} ...")
+                    waited = True
+                    fcntl.flock(file, fcntl.LOCK_EX)
+                stack.callback(lock.unlink, missing_ok=True)
+            except OSError:
+                pass  # what prevents it prevents writing too, which says so
+            yield waited
+
+    def _keep(self, made: Stored, path: Path) -> Stored:
+        """Write it, and map what was written."""
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             dump(made, path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from torch.utils.data import DataLoader
 
 from nequip_core.data.batch import Batch
 from nequip_core.data.dataset import Dataset
+from nequip_core.data.ghost import Ghost
 from nequip_core.data.loader import Batches, EvalSteps, Steps, TrainSteps
 from nequip_core.structure import Ints
 
@@ -29,6 +31,9 @@ class DataModule(LightningDataModule):
         max_edges: of one device at a time; a larger share of a step is cut into micro-batches. None: no limit.
         limit: of the steps of an epoch: a number of them, or a fraction.
         workers: processes that make batches; 0: this one.
+        ghost: appended to every batch, for compiled steps.
+        rank: of this process.
+        ranks: how many share every step.
     """
 
     def __init__(
@@ -43,6 +48,9 @@ class DataModule(LightningDataModule):
         max_edges: int | None = None,
         limit: float = 1.0,
         workers: int = 0,
+        ghost: Ghost | None = None,
+        rank: int = 0,
+        ranks: int = 1,
     ) -> None:
         super().__init__()
         self.train, self.val = train, val
@@ -50,14 +58,18 @@ class DataModule(LightningDataModule):
         self.eval_size = eval_size
         self.max_edges = max_edges
         self.workers = workers
+        self.ghost = ghost
+        self.rank, self.ranks = rank, ranks
+        self.work = train.atoms if by == "atoms" else train.edges
 
     def train_dataloader(self) -> DataLoader[list[Batch]]:
         """Steps of the current epoch, each a list of this rank's micro-batches."""
-        return self._loader(Steps(self.train, self.max_edges, *self._rank()), self.steps)
+        return self._loader(Steps(self.train, self.max_edges, self.rank, self.ranks, self.work), self.steps)
 
     def val_dataloader(self) -> DataLoader[Batch]:
         """This rank's validation structures once."""
-        return self._loader(Batches(self.val), EvalSteps(self.val.edges, self.eval_size, self.max_edges, *self._rank()))
+        steps = EvalSteps(self.val.edges, self.eval_size, self.max_edges, self.rank, self.ranks)
+        return self._loader(Batches(self.val), steps)
 
     def state_dict(self) -> dict[str, int]:
         """Where the order of batches is: the epoch, and its steps that are done."""
@@ -81,22 +93,22 @@ class DataModule(LightningDataModule):
             return batch
         return [piece.to(device) for piece in batch] if isinstance(batch, list) else batch.to(device)
 
-    def _rank(self) -> tuple[int, int]:
-        return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
-
     def _loader(self, source: Steps | Batches, steps: TrainSteps | EvalSteps) -> DataLoader[Any]:
         return DataLoader(
             source,  # type: ignore[arg-type]  # its items are named by the sampler
             sampler=steps,
             batch_size=None,
-            collate_fn=_as_it_is,
+            collate_fn=partial(_finished, self.ghost),
             num_workers=self.workers,
             persistent_workers=self.workers > 0,
         )
 
 
-def _as_it_is(batch: Any) -> Any:
-    return batch
+def _finished(ghost: Ghost | None, made: Batch | list[Batch]) -> Batch | list[Batch]:
+    """What a loader gives out; in a worker, if there are any."""
+    if ghost is None:
+        return made
+    return [ghost(batch) for batch in made] if isinstance(made, list) else ghost(made)
 
 
 def _sizes(dataset: Dataset, by: str) -> Ints:

@@ -7,6 +7,7 @@ step consists of.
 
 from __future__ import annotations
 
+import heapq
 import math
 from collections.abc import Iterator, Sequence
 
@@ -45,9 +46,27 @@ def fill(order: Sequence[int], sizes: Ints, size: int) -> list[list[int]]:
     return groups
 
 
-def share(step: Sequence[int], rank: int, ranks: int) -> Sequence[int]:
-    """The structures of a step that one of several ranks computes; all ranks together have each once."""
-    return step[rank::ranks]
+def share(step: Sequence[int], rank: int, ranks: int, sizes: Ints) -> list[int]:
+    """The structures of a step that one of several ranks computes; all ranks together have each once.
+
+    The largest goes first, each to the rank that has least so far: so all ranks have nearly the same work.
+
+    Args:
+        step: structures.
+        rank: of this process.
+        ranks: how many there are.
+        sizes: [structures of the data set] the work of each.
+    """
+    if ranks == 1:
+        return list(step)
+    loads = [(0, 0, number) for number in range(ranks)]  # a heap of work, structures, rank
+    mine = []
+    for place in sorted(range(len(step)), key=lambda place: -sizes[step[place]]):
+        work, count, to = loads[0]
+        heapq.heapreplace(loads, (work + int(sizes[step[place]]), count + 1, to))
+        if to == rank:
+            mine.append(place)
+    return [step[place] for place in sorted(mine)]
 
 
 class TrainSteps(Sampler[list[int]]):
@@ -95,6 +114,9 @@ class TrainSteps(Sampler[list[int]]):
 class EvalSteps(Sampler[list[int]]):
     """Batches of validation: every structure once over all ranks, in order; none is there to fill up.
 
+    A rank without structures has one batch without numbers, since Lightning leaves out what belongs to an epoch where
+    there is none.
+
     Args:
         edges: [structures] edges of each.
         size: structures of a batch.
@@ -104,9 +126,10 @@ class EvalSteps(Sampler[list[int]]):
     """
 
     def __init__(self, edges: Ints, size: int, max_edges: int | None = None, rank: int = 0, ranks: int = 1) -> None:
-        mine = share(range(len(edges)), rank, ranks)
+        mine = share(range(len(edges)), rank, ranks, edges)
         batches = [mine[n : n + size] for n in range(0, len(mine), size)]
-        self.steps = [piece for batch in batches for piece in micro_batches(batch, edges, max_edges)]
+        pieces = [piece for batch in batches for piece in micro_batches(batch, edges, max_edges)]
+        self.steps = pieces or ([[]] if len(edges) else [])
 
     def __iter__(self) -> Iterator[list[int]]:
         return iter(self.steps)
@@ -130,14 +153,23 @@ class Steps:
         max_edges: of a micro-batch; None: no limit.
         rank: of this process.
         ranks: how many there are.
+        sizes: [structures] the work of each, which ranks share evenly; None: its edges.
     """
 
-    def __init__(self, dataset: Dataset, max_edges: int | None = None, rank: int = 0, ranks: int = 1) -> None:
+    def __init__(
+        self,
+        dataset: Dataset,
+        max_edges: int | None = None,
+        rank: int = 0,
+        ranks: int = 1,
+        sizes: Ints | None = None,
+    ) -> None:
         self.dataset, self.max_edges, self.rank, self.ranks = dataset, max_edges, rank, ranks
+        self.sizes = dataset.edges if sizes is None else sizes
 
     def __getitem__(self, step: Sequence[int]) -> list[Batch]:
         denominators = self.dataset.denominators(step)
-        mine = share(step, self.rank, self.ranks)
+        mine = share(step, self.rank, self.ranks, self.sizes)
         if not mine:
             return [self.dataset.batch(step[:1], denominators, counts=False)]
         pieces = micro_batches(mine, self.dataset.edges, self.max_edges)
@@ -145,10 +177,10 @@ class Steps:
 
 
 class Batches:
-    """From the structures of a validation batch to the batch."""
+    """From the structures of a validation batch to the batch; no numbers: the first one, of which nothing counts."""
 
     def __init__(self, dataset: Dataset) -> None:
         self.dataset = dataset
 
     def __getitem__(self, numbers: Sequence[int]) -> Batch:
-        return self.dataset.batch(numbers)
+        return self.dataset.batch(numbers) if numbers else self.dataset.batch([0], counts=False)

@@ -103,9 +103,9 @@ def nequip_data_readers() -> Iterable[ReaderEntry]:
 
 @hookimpl
 def nequip_training() -> Iterable[TrainingEntry]:
-    """The common losses, optimizers and schedulers, and training on one device."""
+    """The common losses, optimizers and schedulers, and training on one device and on several."""
     modules = {
-        "strategy": ("nequip_core.training.strategy", ("single",)),
+        "strategy": ("nequip_core.training.strategy", ("single", "deferred_ddp")),
         "loss": ("nequip_core.training.loss", ("mse", "mae", "huber")),
         "optimizer": ("nequip_core.training.optimizers", ("adam", "adamw", "sgd")),
         "scheduler": ("nequip_core.training.optimizers", ("none", "plateau", "cosine", "step")),

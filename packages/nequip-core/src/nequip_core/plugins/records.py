@@ -120,7 +120,10 @@ class ReaderEntry:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingEntry:
-    """A named part of training: strategy, loss function, optimizer or scheduler, made by ``make``."""
+    """A named part of training: strategy, loss function, optimizer or scheduler, made by ``make``.
+
+    A strategy is made from the torch device of this process and `nequip_core.training.ranks.Ranks`.
+    """
 
     kind: Literal["strategy", "loss", "optimizer", "scheduler"]
     name: str

@@ -14,17 +14,20 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, ClassVar
 
+import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, Checkpoint, ProgressBar
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from torch import Tensor
 
 from nequip_core.data.datamodule import DataModule
-from nequip_core.errors import InputError, NequipError
+from nequip_core.errors import CheckError, InputError, NequipError
 from nequip_core.files import atomic_write
 from nequip_core.training.metrics import NAMES
 from nequip_core.training.module import TrainingModule
 from nequip_core.training.pace import Pace, Totals
+from nequip_core.training.ranks import ONE, Ranks, Wish
 
 METRICS = ("epoch", "step", "time_s", "lr", "train_loss", "val_loss", *(f"val_{name}" for name in NAMES))
 """Columns of metrics.csv; eV and Å. ``epoch`` and ``step``: how many are finished. Empty: nothing has that label."""
@@ -336,25 +339,27 @@ class StepLimit(Callback):
 class EarlyEnd(Callback):
     """Ctrl-C and ``max_time``: the run goes on to the end of its step, writes last.ckpt and raises.
 
-    A second Ctrl-C stops at once, without a checkpoint.
+    A second Ctrl-C stops at once, without a checkpoint. Several ranks end after the same step: each tells its wish with
+    its gradients, and what all have wished is known where losses are read.
 
     Args:
         checkpoints: writes it.
-        clock: among the trainer's callbacks.
         max_time: seconds of this process; None: no limit.
+        ranks: that end together.
     """
 
-    def __init__(self, checkpoints: Checkpoints, *, max_time: float | None = None) -> None:
+    def __init__(self, checkpoints: Checkpoints, *, max_time: float | None = None, ranks: Ranks = ONE) -> None:
         self.checkpoints = checkpoints
         self.max_time = max_time
+        self.ranks = ranks
         self._start = time.monotonic()
         self._pressed = False
-        self._ends = False
+        self._agreed = Wish.GO_ON
         self._previous: Any = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Listen. Lightning would answer KeyboardInterrupt with exit code 1, wherever in a step it came."""
-        self._pressed = self._ends = False
+        self._pressed, self._agreed = False, Wish.GO_ON
         if threading.current_thread() is threading.main_thread():
             self._previous = signal.signal(signal.SIGINT, self._press)
 
@@ -370,42 +375,114 @@ class EarlyEnd(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Stop in mid-epoch. After the last step of an epoch its validation comes first."""
-        if self._reason() and not (trainer.is_last_batch or trainer.should_stop):
+        module = training_module(pl_module)
+        self._agreed = self._wish() if self.ranks.size == 1 else module.losses.wish
+        if self._agreed and not (trainer.is_last_batch or trainer.should_stop):
             self.checkpoints.write(trainer, [self.checkpoints.last_path])
-            self._stop(trainer, f"in epoch {trainer.current_epoch + 1}, after step {trainer.global_step}")
+            self._stop(f"in epoch {trainer.current_epoch + 1}, after step {trainer.global_step}")
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Have the epoch's checkpoint written after this hook: from a later one Lightning could not resume."""
-        self._ends = self.checkpoints.due = self._reason() is not None
+        self._agreed = max(self.ranks.gather(self._wish(), "the question whether to end"))
+        self.checkpoints.due = self._agreed > Wish.GO_ON
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stop between epochs."""
-        if self._ends:
-            self._stop(trainer, f"after epoch {trainer.current_epoch}, step {trainer.global_step}")
+        if self._agreed:
+            self._stop(f"after epoch {trainer.current_epoch}, step {trainer.global_step}")
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Tell the other ranks in this step."""
+        training_module(pl_module).wish = self._wish()
 
     def _press(self, signum: int, frame: FrameType | None) -> None:
         if self._pressed:
             raise CtrlCError("Stopped at once by a second Ctrl-C. The last checkpoint is from before.")
         self._pressed = True
-        Console(stderr=True).print("Ctrl-C: stopping after this step. Press it again to stop at once.")
+        if self.ranks.is_first:
+            Console(stderr=True).print("Ctrl-C: stopping after this step. Press it again to stop at once.")
 
-    def _reason(self) -> type[StoppedError] | None:
+    def _wish(self) -> Wish:
         if self._pressed:
-            return CtrlCError
-        if self.max_time is not None and time.monotonic() - self._start > self.max_time:
-            return StoppedError
-        return None
+            return Wish.CTRL_C
+        over = self.max_time is not None and time.monotonic() - self._start > self.max_time
+        return Wish.MAX_TIME if over else Wish.GO_ON
 
-    def _stop(self, trainer: Trainer, when: str) -> None:
-        kind = self._reason()
-        assert kind is not None
-        why = "by Ctrl-C" if kind is CtrlCError else f"by trainer.max_time ({self.max_time:g} s)"
+    def _stop(self, when: str) -> None:
+        pressed = self._agreed is Wish.CTRL_C
+        kind = CtrlCError if pressed else StoppedError
+        why = "by Ctrl-C" if pressed else f"by trainer.max_time ({self.max_time:g} s)"
         raise kind(f"Stopped {why} {when}. The same command goes on from {self.checkpoints.last_path}.")
 
     def _restore(self) -> None:
         if self._previous is not None:
             signal.signal(signal.SIGINT, self._previous)
             self._previous = None
+
+
+class Position(Callback):
+    """Tells the other ranks where this one is.
+
+    Args:
+        ranks: of the run.
+    """
+
+    def __init__(self, ranks: Ranks) -> None:
+        self.ranks = ranks
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """A step."""
+        self.ranks.at(f"step {trainer.global_step + 1}")
+
+    def on_validation_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """A batch of validation."""
+        self.ranks.at(f"batch {batch_idx + 1} of the validation after step {trainer.global_step}")
+
+
+class SameWeights(Callback):
+    """Checks that all ranks have the same weights, bit for bit, at the start and every ``every`` steps.
+
+    Args:
+        ranks: of the run.
+        every: steps between checks.
+    """
+
+    def __init__(self, ranks: Ranks, every: int) -> None:
+        self.ranks = ranks
+        self.every = every
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Weights are new, or those of a checkpoint."""
+        self._check(pl_module, "at the start")
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Check, when it is time."""
+        if trainer.global_step % self.every == 0:
+            self._check(pl_module, f"after step {trainer.global_step}")
+
+    def _check(self, module: LightningModule, when: str) -> None:
+        names, parameters = zip(*module.named_parameters(), strict=True)
+        table = self.ranks.gather(torch.stack([checksum(p) for p in parameters]).tolist(), "the check of the weights")
+        for rank, row in enumerate(table):
+            different = [name for name, mine, first in zip(names, row, table[0], strict=True) if mine != first]
+            if different:
+                raise CheckError(
+                    f"The weights of rank {rank} are not those of rank 0 {when}: {different[0]} and "
+                    f"{len(different) - 1} others of {len(names)}. Expected the same bits. Look for parts of the model "
+                    "or of the optimizer that depend on the rank, and for broken hardware. No checkpoint has been "
+                    "written since; the same command goes on from the last one."
+                )
+
+
+def checksum(tensor: Tensor) -> Tensor:
+    """A whole number that changes with any bit of a tensor, and with the order of its elements; int64."""
+    whole = {4: torch.int32, 8: torch.int64}[tensor.element_size()]
+    bits = tensor.detach().reshape(-1).view(whole).long()
+    return (bits * (2 * torch.arange(len(bits), device=bits.device) + 1)).sum()
 
 
 class ProgressLines(ProgressBar):

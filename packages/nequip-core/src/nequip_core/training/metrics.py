@@ -8,13 +8,13 @@ from __future__ import annotations
 import math
 
 import torch
-import torch.distributed
 from torch import Tensor
 
 from nequip_core.data.batch import Batch
 from nequip_core.potential import Prediction
 from nequip_core.training.loss import DIFFERENCES, Loss
 from nequip_core.training.nonfinite import Found
+from nequip_core.training.ranks import ONE, Ranks
 
 NAMES = tuple(f"{quantity}_{kind}" for quantity in DIFFERENCES for kind in ("mae", "rmse"))
 """energy_mae, energy_rmse, energy_per_atom_mae, ..."""
@@ -25,10 +25,12 @@ class Metrics:
 
     Args:
         loss: whose value is reported too.
+        ranks: that share the data set.
     """
 
-    def __init__(self, loss: Loss) -> None:
+    def __init__(self, loss: Loss, ranks: Ranks = ONE) -> None:
         self.loss = loss
+        self.ranks = ranks
         self.reset()
 
     def reset(self) -> None:
@@ -62,8 +64,8 @@ class Metrics:
         Args:
             device: where this rank's batches were, in case there were none.
         """
-        errors = _total(self._errors, (len(DIFFERENCES), 3), device)
-        terms = _total(self._terms, (len(self.loss.terms), 2), device)
+        errors = self._total(self._errors, (len(DIFFERENCES), 3), device)
+        terms = self._total(self._terms, (len(self.loss.terms), 2), device)
         loss = self.loss.of_sums(terms.cpu())
         result: dict[str, float | None] = {"loss": loss.item()}
         for quantity, (absolute, squared, number) in zip(DIFFERENCES, errors.tolist(), strict=True):
@@ -71,9 +73,7 @@ class Metrics:
             result[f"{quantity}_rmse"] = math.sqrt(squared / number) if number else None
         return result
 
-
-def _total(parts: list[Tensor], shape: tuple[int, int], device: torch.device) -> Tensor:
-    total = torch.stack(parts).sum(0) if parts else torch.zeros(shape, dtype=torch.float64, device=device)
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.all_reduce(total)
-    return total
+    def _total(self, parts: list[Tensor], shape: tuple[int, int], device: torch.device) -> Tensor:
+        total = torch.stack(parts).sum(0) if parts else torch.zeros(shape, dtype=torch.float64, device=device)
+        self.ranks.sum_(total, "the sums of validation")
+        return total

@@ -10,7 +10,7 @@ import math
 import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 import numpy as np
 import torch
@@ -30,6 +30,10 @@ from nequip_core.training.ema import EMA
 from nequip_core.training.loss import Loss
 from nequip_core.training.metrics import NAMES, Metrics
 from nequip_core.training.nonfinite import Found, LossRecord, Offending
+from nequip_core.training.ranks import ONE, Ranks, Wish
+
+if TYPE_CHECKING:  # it imports the compiler, which takes a second
+    from nequip_core.training.compiled import CompiledTraining
 
 MONITORS = ("train_loss", "val_loss", *(f"val_{name}" for name in NAMES))
 """Columns of metrics.csv that ``training.monitor`` may name."""
@@ -51,8 +55,13 @@ class TrainingModule(LightningModule):
         offending: called with the numbers of the structures of a batch whose loss is not finite; returns a sentence
             that names them, see `nequip_core.training.nonfinite.offending_to`.
         offending_val: the same for structures of the validation set.
+        compiled: computes losses and the predictions of validation; None: operator by operator.
+        ranks: that train together.
 
     Attributes:
+        shares: [ranks, 2] of the step: each rank's part of the loss, and its `wish`. A step puts this rank's there, and
+            the strategy those of all, together with the gradients.
+        wish: of this rank.
         metrics: of the last validation, and train_loss of its epoch, by the names of metrics.csv.
     """
 
@@ -70,6 +79,8 @@ class TrainingModule(LightningModule):
         read_losses_every: int = 50,
         offending: Offending,
         offending_val: Offending,
+        compiled: CompiledTraining | None = None,
+        ranks: Ranks = ONE,
     ) -> None:
         super().__init__()
         if monitor not in MONITORS:
@@ -85,9 +96,12 @@ class TrainingModule(LightningModule):
         self.check = tuple(check)
         self.read_losses_every = read_losses_every
         self.offending, self.offending_val = offending, offending_val
+        self.compiled = compiled
         self.ema = None if ema_decay is None else EMA(potential.model, ema_decay)
         self.losses = LossRecord()
-        self.validation = Metrics(loss)
+        self.ranks = ranks
+        self.wish = Wish.GO_ON
+        self.validation = Metrics(loss, ranks)
         self.metrics: dict[str, float | None] = {}
         self.validated = False
         self.scheduler: LRScheduler | None = None
@@ -100,26 +114,34 @@ class TrainingModule(LightningModule):
 
         Only there a strategy has to reduce gradients over ranks: once per step.
 
-        Raises:
-            InputError: an earlier loss was not finite.
         """
         super().optimizer_zero_grad(self.trainer.current_epoch, batch_idx, self._optimizer)
         *first, last = batches
         losses = []
         for batch in first:
-            losses.append(self.loss(self.potential(batch.graph), batch))
+            losses.append(self.loss_of(batch))
             torch.autograd.backward(losses[-1])
-        losses.append(self.loss(self.potential(last.graph), last))
+        losses.append(self.loss_of(last))
         total = torch.stack([loss.detach() for loss in losses]).sum()
-        self._stop_unless_finite(self.losses.add(total, torch.cat([batch.ids for batch in batches])))
+        self.shares = torch.stack([total, torch.full_like(total, self.wish)])[None]
+        self._ids = torch.cat([batch.ids for batch in batches])
         return losses[-1]
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Take in the loss, which is that of all ranks now."""
+        self._stop_unless_finite(self.losses.add(self.shares, self._ids))
+
+    def loss_of(self, batch: Batch) -> Tensor:
+        """A batch's share of the loss of its step."""
+        return self.loss(self.potential(batch.graph), batch) if self.compiled is None else self.compiled.loss(batch)
 
     def optimizer_zero_grad(self, *args: Any, **kwargs: Any) -> None:
         """Done at the beginning of a step: Lightning would do it between its forward and its last backward."""
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Add the batch to the metrics."""
-        self.validation.update(self.potential(batch.graph), batch)
+        predict = self.potential if self.compiled is None else self.compiled.predict
+        self.validation.update(predict(batch.graph), batch)
 
     # ---- optimizer, scheduler, average
 
@@ -168,10 +190,14 @@ class TrainingModule(LightningModule):
     # ---- epochs
 
     def on_fit_start(self) -> None:
-        """The average follows the weights to their device."""
+        """The average follows the weights to their device; what is compiled is compiled now."""
         self.losses.every = 1 if self.device.type == "cpu" else self.read_losses_every
         if self.ema is not None:
             self.ema.follow()
+        if self.compiled is not None:
+            self.compiled.prepare_training(self.device)
+            with self.as_packaged():
+                self.compiled.prepare_validation(self.device)
 
     def on_train_start(self) -> None:
         """Random numbers go on where the checkpoint left them."""
@@ -199,7 +225,8 @@ class TrainingModule(LightningModule):
         loss = self.metrics["val_loss"]
         if loss is not None and not math.isfinite(loss):
             found = self.validation.not_finite()
-            named = self.offending_val(found.ids) if found else "Another process has named its structures."
+            parts = self.ranks.gather(found.ids if found else [], "the structures of a loss that is not finite")
+            named = self._name(self.offending_val, [number for part in parts for number in part])
             self._stop(f"The validation loss of epoch {self.trainer.current_epoch + 1} is {loss}. {named}")
         self.validated = True
         # For callbacks of others; the loggers get them with the row of metrics.csv.
@@ -236,7 +263,12 @@ class TrainingModule(LightningModule):
     def _stop_unless_finite(self, found: Found | None) -> None:
         if found is not None:
             where = f"step {self.losses.steps} of epoch {self.trainer.current_epoch + 1}"
-            self._stop(f"The loss of {where} is {found.loss}. {self.offending(found.ids)}")
+            parts = self.ranks.gather(found.ids, "the structures of a loss that is not finite")
+            ids = [number for rank in found.ranks or range(len(parts)) for number in parts[rank]]
+            self._stop(f"The loss of {where} is {found.loss}. {self._name(self.offending, ids)}")
+
+    def _name(self, offending: Offending, ids: Sequence[int]) -> str:
+        return self.ranks.from_first(offending(ids) if self.ranks.is_first else "", "their names")
 
     def _stop(self, what: str) -> NoReturn:
         raise InputError(
