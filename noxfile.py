@@ -176,7 +176,7 @@ def mutants(session: nox.Session) -> None:
 def peers(session: nox.Session) -> None:
     """Speed against the published package, in alternation: `nox -s peers -- ITS_PYTHON [options]`."""
     exe = python(session)
-    run(session, exe, "benchmarks/peers/eager.py", exe, *session.posargs)
+    run(session, exe, "benchmarks/peers/compare.py", exe, *session.posargs)
 
 
 PUBLISHED = ("nequip==0.19.1", "nequip-allegro==0.8.3")

@@ -1,24 +1,32 @@
-"""Eager training step and evaluation of nequip-core; prints one line of JSON."""
+"""Training step, eager or compiled, and evaluation of nequip-core; prints one line of JSON."""
 
 from __future__ import annotations
 
+import dataclasses
 import sys
+import tempfile
+import time
+from pathlib import Path
 
 import numpy as np
 import torch
 from systems import MODELS, SYSTEMS, TYPES, labels
 from timing import median_ms, peak_memory_mb, report, start_memory
 
-from nequip_core.graph import collate, from_structure, to
+from nequip_core.data.batch import Batch
+from nequip_core.data.dataset import Dataset
+from nequip_core.data.ghost import Ghost
 from nequip_core.models.build import build_model
 from nequip_core.neighbors import make_vesin
 from nequip_core.ops.select import Ops
 from nequip_core.plugins.manager import load_registry
 from nequip_core.potential import Potential
 from nequip_core.structure import Structure, TypeMap
+from nequip_core.training.compiled import CompiledTraining, Sample, sample_sizes
+from nequip_core.training.loss import Loss, Term, mse
 
 
-def main(model_name: str, name: str, threads: int, device: str) -> None:
+def main(model_name: str, name: str, threads: int, device: str, mode: str) -> None:
     torch.set_num_threads(threads)
     torch.manual_seed(1)
     registry = load_registry()
@@ -36,36 +44,60 @@ def main(model_name: str, name: str, threads: int, device: str) -> None:
     info = model.info
     type_map = TypeMap(info.types, info.elements)
     cutoffs, neighbors = np.array(info.pair_cutoffs), make_vesin(info.cutoff)
-    graph = collate([from_structure(Structure.from_ase(a), type_map, cutoffs, neighbors) for a in frames])
-    graph = to(graph, device)
-    energy, forces = (torch.from_numpy(x).to(device) for x in labels(frames))
-    potential = Potential(model)
+    energies, forces = labels(frames)
+    ends = np.cumsum([len(one) for one in frames])
+    structures = [
+        dataclasses.replace(Structure.from_ase(one), energy=float(energy), forces=each)
+        for one, energy, each in zip(frames, energies, np.split(forces, ends[:-1]), strict=True)
+    ]
+    dataset = Dataset(structures, type_map, cutoffs, neighbors)
+    batch: Batch = dataset.batch(range(len(dataset)))
+    potential = Potential(model).train()
+    loss = Loss((Term("energy", 1.0, mse(0.0)), Term("forces", 1.0, mse(0.0))))
     optimizer = torch.optim.Adam(potential.parameters(), lr=1e-6)
+
+    def loss_of(batch: Batch) -> torch.Tensor:
+        return loss(potential(batch.graph), batch)
+
+    start = time.perf_counter()
+    if mode == "compiled":
+        ghost = Ghost(0.5 * info.cutoff)
+        sizes = sample_sizes(len(dataset), float(dataset.atoms.mean()), float(dataset.edges.mean()))
+        dump = Path(tempfile.gettempdir()) / "deviation.safetensors"
+        compiled = CompiledTraining(
+            potential, loss, sample=Sample(sizes, sizes), ghost=ghost, dump=dump, say=lambda text: None
+        )
+        compiled.prepare_training(torch.device(device))
+        batch, loss_of = ghost(batch), compiled.loss
+    first_s = time.perf_counter() - start
+    batch = batch.to(device)
 
     def train() -> None:
         potential.train()
-        p = potential(graph)
-        loss = (p.energy - energy).square().mean() + (p.forces - forces).square().mean()
+        value = loss_of(batch)
         optimizer.zero_grad()
-        loss.backward()
+        value.backward()
         optimizer.step()
 
     def evaluate() -> None:
-        potential.eval()(graph)
+        potential.eval()(batch.graph)
 
     start_memory(device)
-    evaluate_ms = median_ms(evaluate, device)
+    evaluate_ms = median_ms(evaluate, device) if mode == "eager" else float("nan")
     evaluate_mb = peak_memory_mb(device)
+    start_memory(device)
     train_ms = median_ms(train, device)
     report(
+        first_s=first_s,
         train_ms=train_ms,
         evaluate_ms=evaluate_ms,
         train_mb=peak_memory_mb(device),
         evaluate_mb=evaluate_mb,
-        edges=graph.edge_shift.shape[0],
+        edges=batch.graph.edge_shift.shape[0],
+        report=vars(compiled._loss.report) if mode == "compiled" else None,
         parameters=sum(p.numel() for p in model.parameters()),
     )
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4])
+    main(sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4], sys.argv[5])

@@ -21,6 +21,8 @@ MODELS = {
     "nequip": NEQUIP,
     "allegro_2": ALLEGRO | {"num_layers": 2},
     "allegro_3": ALLEGRO | {"num_layers": 3},
+    "allegro_64": ALLEGRO | {"num_layers": 2, "num_scalar_features": 64, "cutoff": 5.0},
+    "nequip_64": NEQUIP | {"num_layers": 4, "num_features": 64},
 }
 
 
@@ -57,8 +59,34 @@ def water(side: int = 4) -> list[Atoms]:
     return [whole]
 
 
-SYSTEMS = {"silicon_64": silicon, "ethanol_5x9": molecules, "water_192": water, "water_1536": partial(water, 8)}
-TYPES = {"silicon_64": ["Si"], "ethanol_5x9": ["H", "C", "O"], "water_192": ["H", "O"], "water_1536": ["H", "O"]}
+def globules(count: int = 32, atoms: int = 30) -> list[Atoms]:
+    """Molecules of random shape: atoms in a ball at the density of organic ones, none nearer than 1 Å."""
+    rng = np.random.default_rng(0)
+    frames = []
+    for _ in range(count):
+        placed = np.zeros((0, 3))
+        while len(placed) < atoms:
+            trial = rng.uniform(-4, 4, 3)
+            if np.linalg.norm(trial) < 4 and (np.linalg.norm(placed - trial, axis=1) > 1.0).all():
+                placed = np.vstack([placed, trial])
+        frames.append(Atoms(rng.choice(["H", "C", "O"], atoms), placed))
+    return frames
+
+
+SYSTEMS = {
+    "silicon_64": silicon,
+    "ethanol_5x9": molecules,
+    "water_192": water,
+    "water_1536": partial(water, 8),
+    "molecules_32x30": globules,
+}
+TYPES = {
+    "silicon_64": ["Si"],
+    "ethanol_5x9": ["H", "C", "O"],
+    "water_192": ["H", "O"],
+    "water_1536": ["H", "O"],
+    "molecules_32x30": ["H", "C", "O"],
+}
 
 
 def labels(frames: list[Atoms]) -> tuple[np.ndarray, np.ndarray]:
