@@ -1,6 +1,6 @@
 """Train once in one piece, once interrupted at random steps by SIGINT or SIGKILL; the results must be the same bits.
 
-    python tests/core/cli/interruptions.py FOLDER --count 20 --seed 1
+    python tests/core/cli/interruptions.py FOLDER --count 20 --seed 1 data.workers=2 data.batch.max_edges=60
 
 Compared are metrics.csv and steps.csv without their times, both checkpoints (weights, averages, optimizer, scheduler)
 and the files of evaluation. FOLDER is made. Each start is a fork of this process, which has imported all and computed
@@ -18,6 +18,7 @@ import signal
 import sys
 import time
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +73,7 @@ def frames() -> list[Atoms]:
     return made
 
 
-def start(run: str) -> int:
+def start(run: str, overrides: Sequence[str]) -> int:
     """`nequip train` in a process of its own; returns its number."""
     # A signal that comes while Python mends itself after the fork would be lost.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
@@ -86,7 +87,7 @@ def start(run: str) -> int:
             os.dup2(log.fileno(), 1)
             os.dup2(log.fileno(), 2)
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
-            code = main(["train", "run.yaml", f"run.dir={run}"])
+            code = main(["train", "run.yaml", f"run.dir={run}", *overrides])
     except KeyboardInterrupt:
         code = 130
     except BaseException:
@@ -104,9 +105,9 @@ def steps_done(run: str) -> int:
     return int(lines[-1].split(",")[1]) if len(lines) > 1 else 0
 
 
-def interrupt(run: str, step: int, kind: signal.Signals, wait: float) -> int:
+def interrupt(run: str, overrides: Sequence[str], step: int, kind: signal.Signals, wait: float) -> int:
     """Start, send a signal some time after a step's row is there, and return the exit code, or minus the signal."""
-    process = start(run)
+    process = start(run, overrides)
     while steps_done(run) < step:
         ended, status = os.waitpid(process, os.WNOHANG)
         if ended:
@@ -117,9 +118,9 @@ def interrupt(run: str, step: int, kind: signal.Signals, wait: float) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
 
 
-def whole(run: str) -> None:
+def whole(run: str, overrides: Sequence[str]) -> None:
     """Start and let it end."""
-    code = os.waitstatus_to_exitcode(os.waitpid(start(run), 0)[1])
+    code = os.waitstatus_to_exitcode(os.waitpid(start(run, overrides), 0)[1])
     if code:
         raise SystemExit(f"{run} ended with {code}; see {run}.txt")
 
@@ -170,7 +171,7 @@ def differences(one: Path, two: Path) -> list[str]:
     return found
 
 
-def run(folder: Path, count: int, seed: int) -> int:
+def run(folder: Path, count: int, seed: int, overrides: Sequence[str]) -> int:
     """Train twice and compare; the exit code."""
     torch.set_num_threads(1)
     running.write_report = lambda path: path / "report.html"  # seconds of plots, which are made from the same files
@@ -178,16 +179,16 @@ def run(folder: Path, count: int, seed: int) -> int:
     os.chdir(folder)
     ase.io.write("data.xyz", frames(), format="extxyz")
     Path("run.yaml").write_text(CONFIG)
-    whole("straight")
+    whole("straight", overrides)
     chance = random.Random(seed)
     for step in sorted(chance.sample(range(1, STEPS - 2), count)):
         kind = chance.choice([signal.SIGINT, signal.SIGKILL])
-        code = interrupt("interrupted", step, kind, chance.uniform(0.0, 0.03))
+        code = interrupt("interrupted", overrides, step, kind, chance.uniform(0.0, 0.03))
         print(f"{kind.name} after step {step}: exit {code}, {steps_done('interrupted')} steps written", flush=True)
         # Ctrl-C in the last step ends nothing that was not at its end.
         if code not in (130, -signal.SIGKILL) and (code, steps_done("interrupted")) != (0, STEPS):
             raise SystemExit("unexpected exit code; see interrupted.txt")
-    whole("interrupted")
+    whole("interrupted", overrides)
     leftovers = [str(path) for path in Path("interrupted").rglob("*.tmp")]
     found = differences(Path("straight"), Path("interrupted")) + leftovers
     print(f"{count} interruptions: {'different: ' + ', '.join(found) if found else 'the same bits'}")
@@ -199,5 +200,6 @@ if __name__ == "__main__":
     parser.add_argument("folder", type=Path)
     parser.add_argument("--count", type=int, default=20)
     parser.add_argument("--seed", type=int, default=1)
-    options = parser.parse_args()
-    sys.exit(run(options.folder, options.count, options.seed))
+    parser.add_argument("overrides", metavar="key=value", nargs="*", help="of both runs")
+    options = parser.parse_intermixed_args()
+    sys.exit(run(options.folder, options.count, options.seed, options.overrides))

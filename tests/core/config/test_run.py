@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +75,34 @@ def test_files_are_compared_by_content(data: Path, tmp_path: Path) -> None:
     assert "other.xyz (" in now
     both = make([str(data), str(other)])
     assert len(differences(old, both, hashes(old), hashes(both))) == 1
+
+
+KILLED = """\
+import os, signal, sys, time
+from pathlib import Path
+from nequip_core.config.run import locked
+with locked(Path(sys.argv[1])):
+    child = os.fork()
+    if child == 0:
+        time.sleep(60)
+        os._exit(0)
+    print(child, flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_the_lock_of_a_killed_run_goes_before_its_workers(tmp_path: Path) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", KILLED, tmp_path], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    ) as run:
+        assert run.stdout is not None
+        worker = int(run.stdout.readline())
+        assert run.wait() == -signal.SIGKILL
+        try:
+            with locked(tmp_path):
+                os.kill(worker, 0)  # it is there
+        finally:
+            os.kill(worker, signal.SIGKILL)
 
 
 def test_lock(tmp_path: Path) -> None:

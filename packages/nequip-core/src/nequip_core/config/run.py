@@ -21,6 +21,7 @@ import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from typing import Any, Self
 
@@ -94,6 +95,23 @@ def read_manifest(path: Path) -> dict[str, Any] | None:
     return value
 
 
+_LOCKS: set[int] = set()
+"""Descriptors of the locks that this process holds."""
+
+
+@cache
+def _keep_locks_from_children() -> None:
+    """Workers that prepare batches are forked and outlive a run that is killed for some seconds; its lock must not."""
+    os.register_at_fork(after_in_child=lambda: _unlock(*_LOCKS))
+
+
+def _unlock(*descriptors: int) -> None:
+    """A lock is gone when all who have its descriptor have closed it."""
+    for descriptor in _LOCKS.intersection(descriptors):
+        _LOCKS.remove(descriptor)
+        os.close(descriptor)
+
+
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
     """Hold the lock of a folder, which exists.
@@ -101,7 +119,9 @@ def locked(path: Path) -> Iterator[None]:
     Raises:
         InputError: another process holds it.
     """
+    _keep_locks_from_children()
     descriptor = os.open(path / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
+    _LOCKS.add(descriptor)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -115,7 +135,7 @@ def locked(path: Path) -> Iterator[None]:
         os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()} since {now()}\n".encode(), 0)
         yield
     finally:
-        os.close(descriptor)  # and with it the lock
+        _unlock(descriptor)
 
 
 def differences(
