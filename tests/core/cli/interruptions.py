@@ -1,4 +1,4 @@
-"""Train once in one piece, once interrupted at random steps by SIGINT or SIGKILL; the results must be the same bits.
+"""Train in one piece, and interrupted at random steps by SIGINT, SIGTERM or SIGKILL; the results must be the same bits.
 
     python tests/core/cli/interruptions.py FOLDER --count 20 --seed 1 data.workers=2 data.batch.max_edges=60
 
@@ -79,10 +79,12 @@ def start(run: str, overrides: Sequence[str]) -> int:
     before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
     process = os.fork()
     if process:
+        os.setpgid(process, process)
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
         return process
     code = 1
     try:
+        os.setpgid(0, 0)  # in both, since nobody knows which comes first
         with Path(f"{run}.txt").open("a") as log:
             os.dup2(log.fileno(), 1)
             os.dup2(log.fileno(), 2)
@@ -114,7 +116,10 @@ def interrupt(run: str, overrides: Sequence[str], step: int, kind: signal.Signal
             raise SystemExit(f"ended before step {step} with {os.waitstatus_to_exitcode(status)}; see {run}.txt")
         time.sleep(0.0005)
     time.sleep(wait)
-    os.kill(process, kind)
+    if kind == signal.SIGKILL:
+        os.kill(process, kind)
+    else:
+        os.killpg(process, kind)  # terminals and schedulers send them to workers too
     return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
 
 
@@ -182,11 +187,11 @@ def run(folder: Path, count: int, seed: int, overrides: Sequence[str]) -> int:
     whole("straight", overrides)
     chance = random.Random(seed)
     for step in sorted(chance.sample(range(1, STEPS - 2), count)):
-        kind = chance.choice([signal.SIGINT, signal.SIGKILL])
+        kind = chance.choice([signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
         code = interrupt("interrupted", overrides, step, kind, chance.uniform(0.0, 0.03))
         print(f"{kind.name} after step {step}: exit {code}, {steps_done('interrupted')} steps written", flush=True)
-        # Ctrl-C in the last step ends nothing that was not at its end.
-        if code not in (130, -signal.SIGKILL) and (code, steps_done("interrupted")) != (0, STEPS):
+        # Ctrl-C in the last step ends nothing that was not at its end; SIGTERM before anything is read ends Python.
+        if code not in (130, -signal.SIGKILL, -signal.SIGTERM) and (code, steps_done("interrupted")) != (0, STEPS):
             raise SystemExit("unexpected exit code; see interrupted.txt")
     whole("interrupted", overrides)
     leftovers = [str(path) for path in Path("interrupted").rglob("*.tmp")]

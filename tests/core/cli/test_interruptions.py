@@ -8,13 +8,20 @@ from pathlib import Path
 
 import pytest
 
+WORKERS = ("data.workers=2", "data.batch.max_edges=60")
+"""Batches from other processes, in two micro-batches each."""
+
 
 @pytest.mark.parametrize(
-    ("count", "seed"), [(3, 1), *(pytest.param(20, seed, marks=pytest.mark.slow) for seed in (2, 3))]
+    ("count", "seed", "overrides"),
+    [
+        (3, 1, WORKERS),
+        *(pytest.param(20, seed, words, marks=pytest.mark.slow) for seed, words in ((2, ()), (3, ()), (4, WORKERS))),
+    ],
 )
-def test_interruptions_leave_no_trace(tmp_path: Path, count: int, seed: int) -> None:
+def test_interruptions_leave_no_trace(tmp_path: Path, count: int, seed: int, overrides: tuple[str, ...]) -> None:
     script = Path(__file__).with_name("interruptions.py")
-    command = [sys.executable, script, tmp_path / "run", "--count", str(count), "--seed", str(seed)]
+    command = [sys.executable, script, tmp_path / "run", "--count", str(count), "--seed", str(seed), *overrides]
     ended = subprocess.run(command, capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stdout + ended.stderr
     assert f"{count} interruptions: the same bits" in ended.stdout

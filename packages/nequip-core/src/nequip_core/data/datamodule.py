@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import warnings
 from functools import partial
 from typing import Any
@@ -101,7 +102,21 @@ class DataModule(LightningDataModule):
             collate_fn=partial(_finished, self.ghost),
             num_workers=self.workers,
             persistent_workers=self.workers > 0,
+            worker_init_fn=_outlive_signals,
         )
+
+
+WORKERS_TIME = 30
+"""Seconds that a worker stays after SIGTERM."""
+
+
+def _outlive_signals(worker: int) -> None:
+    """Ctrl-C in a terminal and SIGTERM of a scheduler reach the workers too, but the run still finishes its step.
+
+    It ends its workers itself. One that it asks by SIGTERM, having waited in vain, ends as well, if late.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda signum, frame: signal.alarm(WORKERS_TIME))
 
 
 def _finished(ghost: Ghost | None, made: Batch | list[Batch]) -> Batch | list[Batch]:
