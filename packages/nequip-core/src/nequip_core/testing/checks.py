@@ -14,7 +14,7 @@ All is float64 unless the law is about float32. Step sizes are such that a law t
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -34,6 +34,7 @@ from nequip_core.plugins.records import ModelEntry
 from nequip_core.potential import Potential, stress
 from nequip_core.structure import Floats, Structure, TypeMap
 from nequip_core.testing import systems
+from nequip_core.tracing import Sizes, axes, sample_graph, trace
 
 EXACT = 1e-10
 """eV, eV/Å: what differs by the order of sums only."""
@@ -53,6 +54,10 @@ COMMON_KEYS: Mapping[str, Any] = {
     "avg_num_neighbors": 6.0,
 }
 """What every model's config gets here, unless a variation says otherwise."""
+
+
+TRACED, SMALLEST, LARGER = Sizes(3, 23, 101), Sizes(2, 16, 64), Sizes(5, 37, 307)
+"""Of the graphs at which `one_graph` traces and compares."""
 
 
 class Outputs(NamedTuple):
@@ -375,6 +380,38 @@ def weight_gradients(case: Case) -> None:
 
 
 # Cut-offs
+
+
+def one_graph(case: Case) -> None:
+    """Traced at one size, the potential is one graph that has eager's predictions and weight gradients at others.
+
+    What compiled training and exported models stand on: nothing may depend on values or sizes of the example.
+    """
+    potential = case.potential
+    names, weights = zip(*potential.named_parameters(), strict=True)
+    trained = {name: weight for name, weight in potential.named_parameters() if weight.requires_grad}
+
+    def function(*tensors: Tensor) -> Tensor:
+        graph = Graph(*tensors[len(names) :])
+        prediction = torch.func.functional_call(potential, dict(zip(names, tensors, strict=False)), (graph,))
+        # Of the forces a function that is not symmetric, so that no part of the gradient cancels.
+        return (prediction.forces * torch.cos(prediction.forces)).sum() + sum(p.square().sum() for p in prediction[2:4])
+
+    def results(compute: Callable[..., Tensor], sizes: Sizes) -> list[Tensor]:
+        loss = compute(*weights, *sample_graph(case.info, sizes, seed=1))
+        gradients = torch.autograd.grad(loss, tuple(trained.values()), allow_unused=True)
+        return [loss.detach(), *(torch.zeros(1) if g is None else g for g in gradients)]
+
+    potential.train()
+    try:
+        example = sample_graph(case.info, TRACED)
+        traced = trace(function, weights, list(example), axes(Graph), TRACED, SMALLEST)
+        for sizes in (TRACED, SMALLEST, LARGER):
+            expected, found = results(function, sizes), results(traced, sizes)
+            for name, one, other in zip(("loss", *trained), found, expected, strict=True):
+                _close(f"{name} of the traced graph at {sizes}", one, other, EXACT * max(1.0, float(other.abs().max())))
+    finally:
+        potential.eval()
 
 
 def smoothness(case: Case) -> None:

@@ -107,6 +107,10 @@ class ModelConformance:
         """Gradients by the weights of losses of energies, forces and virials."""
         checks.weight_gradients(nequip_case)
 
+    def test_one_graph(self, nequip_case: Case) -> None:
+        """The traced graph serves all sizes and has the weight gradients of eager."""
+        checks.one_graph(nequip_case)
+
     def test_smoothness(self, nequip_case: Case) -> None:
         """Energies and forces are continuous at each cut-off."""
         checks.smoothness(nequip_case)
