@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import copy
+import importlib.metadata
 import io
 import json
 import logging
@@ -34,6 +35,11 @@ from nequip.utils.global_state import set_global_state
 from nequip.utils.versions import get_current_code_versions
 
 VERSION = tuple(int(part) for part in nequip.__version__.split(".")[:2])
+
+
+def allegro_version() -> tuple[int, ...]:
+    return tuple(int(part) for part in importlib.metadata.version("nequip-allegro").split("."))
+
 
 OPTIONS: dict[str, list[Any]] = {
     "form": ["checkpoint", "checkpoint with averages", "package"],
@@ -119,6 +125,8 @@ def model_config(row: dict[str, Any], types: list[str], rng: np.random.Generator
     """The arguments of the builder."""
     if row["scales"] is None or row["shifts"] is None:
         row["modifiers"] = None  # The modifier fails there.
+    if row["model"] == "allegro" and allegro_version() < (0, 8, 2):
+        row["avg_num_neighbors"] = "number"
     if VERSION < (0, 17) and row["zbl"]:
         row["polynomial_cutoff_p"] = 6  # Its ZBL has the model's envelope.
     l_max = row["l_max"] if row["preset"] is None else {"S": 1, "M": 2, "L": 3, "XL": 4}[row["preset"]]
