@@ -23,7 +23,7 @@ class EquivariantLinear(nn.Module):
     def forward(self, x: Blocks) -> Blocks:
         """Blocks [rows, components, channels] of ``irreps_in`` to those of ``irreps_out``."""
         return {
-            irrep: x[irrep] @ (self.irreps_in.channels[irrep] ** -0.5 * self.weights[str(irrep)])
+            irrep: _mixed(x[irrep], self.irreps_in.channels[irrep] ** -0.5 * self.weights[str(irrep)])
             for irrep, _ in self.irreps_out
         }
 
@@ -61,5 +61,12 @@ class SelfConnection(nn.Module):
             block = x[irrep]
             if not (self.by_type and self.num_types == 1):  # whose attribute is 1
                 block = (block.unsqueeze(3) * attributes[:, None, None, :]).flatten(2)
-            out[irrep] = block @ weight.flatten(0, 1)
+            out[irrep] = _mixed(block, weight.flatten(0, 1))
         return out
+
+
+def _mixed(
+    x: Float[Tensor, "rows components inputs"], weight: Float[Tensor, "inputs outputs"]
+) -> Float[Tensor, "rows components outputs"]:
+    """x W as one product of matrices; torch 2.11 can not trace that of a 3-dimensional tensor for all sizes."""
+    return torch.unflatten(x.flatten(0, 1) @ weight, 0, (-1, x.shape[1]))
