@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 import torch
 
+from nequip_core.cli.running import untested_torch
+
 DEMO = Path(__file__).parents[3] / "examples" / "demo" / "molecules.xyz.xz"
 
 CONFIG = """\
@@ -84,3 +86,13 @@ def test_what_does_not_fit(tmp_path: Path, nequip: Callable[..., Any], override:
     done = nequip("train", config, f"run.dir={tmp_path / 'run'}", *override)
     assert done.code == 2
     assert said in done.err
+
+
+@pytest.mark.parametrize("version", ["2.11.0", "2.13.0+cpu", "2.14.1"])
+def test_tested_versions_of_torch(version: str) -> None:
+    assert untested_torch(version) is None
+
+
+@pytest.mark.parametrize("version", ["2.10.1", "2.15.0", "3.0.0a0+git1234"])
+def test_untested_versions_of_torch_are_told(version: str) -> None:
+    assert f"torch {version} is not among the versions that are tested, 2.11 to 2.14" in str(untested_torch(version))

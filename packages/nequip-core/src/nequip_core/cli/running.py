@@ -34,6 +34,18 @@ from nequip_core.training.callbacks import CtrlCError, StoppedError
 from nequip_core.training.ranks import ONE, LostRankError, Place, Ranks
 from nequip_core.training.report import write_report
 
+TESTED = ((2, 11), (2, 14))
+"""Versions of torch, from and to, with which tracing and compiling are tested."""
+
+
+def untested_torch(version: str) -> str | None:
+    """A sentence about a version of torch outside of `TESTED`, or None."""
+    number = tuple(int(part) for part in version.split(".")[:2])
+    if TESTED[0] <= number <= TESTED[1]:
+        return None
+    first, last = (".".join(map(str, one)) for one in TESTED)
+    return f"torch {version} is not among the versions that are tested, {first} to {last}: what is compiled may fail."
+
 
 def dry_run(config: Config, registry: Registry) -> int:
     """Print the resolved config, the data and the model's size."""
@@ -69,6 +81,8 @@ def train(config: Config, registry: Registry, argv: Sequence[str], ranks: Ranks 
         data_summary(console, data)
         model, kernels = build.build_energy_model(config, data.model, registry)
         model_summary(console, model, kernels)
+        if untested := untested_torch(torch.__version__):
+            console.say(untested, "warning")
 
         devices = ranks.gather(str(build.torch_device(config, ranks)), "the names of the devices")
         aside = run.begin(argv, devices=devices, world_size=ranks.size, kernels=kernels)

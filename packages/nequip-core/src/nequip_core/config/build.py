@@ -445,12 +445,12 @@ def _compiled(
 ) -> CompiledTraining:
     """What compiles the steps, for batches of this data set."""
     from nequip_core.tracing import Sizes
-    from nequip_core.training.compiled import CompiledTraining, Sample, sample_sizes
+    from nequip_core.training.compiled import CODE, CompiledTraining, Sample, sample_sizes
 
     assert data.ghost is not None
     cache = folder_of(config.data.cache)
     if cache is not None:  # by default Inductor's results are lost when the machine starts again
-        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache.resolve() / "inductor"))
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache.resolve() / f"inductor-{CODE}"))
     batch = config.data.batch
 
     def sizes(part: Dataset, structures: float) -> Sizes:

@@ -35,6 +35,9 @@ from nequip_core.potential import Potential, Prediction
 from nequip_core.tracing import Sizes, TraceError, axes, next_prime, sample_graph, trace
 from nequip_core.training.loss import Loss
 
+CODE = 1
+"""Number of how code is made here: torch's caches do not see all of it, so another number has another folder."""
+
 SMALLEST = Sizes(2, ATOMS, EDGES)
 """Of the batches that compiled functions serve."""
 
