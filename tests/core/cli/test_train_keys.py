@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 from pathlib import Path
 
 import ase.build
@@ -14,6 +15,8 @@ from ase.calculators.emt import EMT
 
 from nequip_core.cli import running
 from nequip_core.cli.main import main
+from nequip_core.export.artifact import load_model
+from nequip_core.plugins.manager import load_registry
 
 CONFIG = """\
 defaults: [base, {model: nequip}, _self_]
@@ -71,6 +74,15 @@ def test_steps_and_validations(words: list[str], steps: list[int]) -> None:
         ["training.loss.forces={function: huber, delta: 0.02}"],
         ["training.loss.forces.weight=3"],
         ["training.loss.stress.weight=1"],
+        ["training.loss.stress={weight: 100, function: huber, delta: 0.02}"],
+        ["training.loss.energy={function: huber, delta: 0.001}"],
+        ["model.zbl=true"],
+        ["model.train_energy_scale=true"],
+        ["model.train_atomic_energies=true"],
+        ["model.train_bessels=true"],
+        ["model.polynomial_cutoff_p=4"],
+        ["data.split.seed=1"],
+        ["data.units={energy: Hartree, forces: eV/Angstrom}"],
         ["data.keys.weight=importance"],
         ["training.gradient_clip=0.001", "training.optimizer.name=sgd"],
         ["training.ema_decay=0.5"],
@@ -111,3 +123,26 @@ def test_rows_of_steps_and_kept_checkpoints() -> None:
     assert sorted(path.name for path in Path("run/checkpoints").iterdir()) == [
         "best.ckpt", "epoch-000002.ckpt", "last.ckpt",
     ]  # fmt: skip
+
+
+def test_types_and_config_types_by_the_names_of_the_file() -> None:
+    made = ase.io.read("data.xyz", ":")
+    for n, atoms in enumerate(made):
+        atoms.info["kind"] = "odd" if n % 2 else "even"
+        atoms.arrays["site"] = np.array(["corner", "face", "face", "face"])
+    ase.io.write("data.xyz", made, format="extxyz")
+    words = ["data.keys.config_type=kind", "data.keys.type=site", "model.atomic_energies=mean"]
+    rows("run", *words, "data.split.by=order", "trainer.max_epochs=1")
+    found = json.loads(Path("run/evaluation/val.json").read_text())
+    assert {name: row["n_structures"] for name, row in found["per_config_type"].items()} == {"even": 1, "odd": 1}
+    assert {name: row["n_atoms"] for name, row in found["per_element"].items()} == {"Cu": 8}
+    model = load_model("run", registry=load_registry()).info
+    assert (model.types, model.elements) == (("corner", "face"), ("Cu", "Cu"))
+
+
+def test_a_split_from_a_file_is_kept_with_the_run() -> None:
+    chosen = {"train": [9, 2, 4], "val": [0, 1]}
+    Path("split.json").write_text(json.dumps(chosen))
+    rows("run", "data.split.by=file", "data.split.file=split.json", "trainer.max_epochs=1")
+    splits = json.loads(Path("run/data/splits.json").read_text())
+    assert splits == chosen | {"test": []}
