@@ -47,6 +47,13 @@ TOLERANCE: Mapping[str, float] = {"float64": 1e-9, "float32": 1e-3, "tf32": 3e-2
 FLOOR = 1e-2
 """A gradient that is smaller than this part of the largest parameter's is compared with that part instead."""
 
+OPTIONS = {
+    # Indices are those of graphs, which are made with care; checks would cost time, and torch 2.11 writes some that no
+    # C++ compiler takes.
+    "assert_indirect_indexing": False,
+}
+"""Of Inductor."""
+
 Say = Callable[[str], None]
 
 
@@ -196,7 +203,7 @@ class CompiledFunction:
         self.report.trace_s = round(time.perf_counter() - start, 3)
         if precision == "bf16":
             _multiply_in_bf16(self.graph)
-        self._compiled: Callable[..., Any] = torch.compile(self.graph, fullgraph=True, dynamic=False)
+        self._compiled: Callable[..., Any] = torch.compile(self.graph, fullgraph=True, dynamic=False, options=OPTIONS)
 
     def interpret(self, tensors: Sequence[Tensor]) -> Any:
         """The traced graph, operator by operator."""
