@@ -12,13 +12,20 @@ import torch
 
 
 def median_ms(run: Callable[[], None], device: str, seconds: float = 4.0) -> float:
-    """Median time of a call, ms, over about ``seconds`` and at least five calls after three to warm up."""
+    """Median time of a call, ms, over about ``seconds`` and at least five calls after three to warm up.
+
+    A call that takes longer than ``seconds`` is made three times, the first to warm up.
+    """
     wait = torch.cuda.synchronize if device == "cuda" else lambda: None
-    for _ in range(3):
+    start = time.perf_counter()
+    run()
+    wait()
+    slow = time.perf_counter() - start > seconds
+    for _ in range(0 if slow else 2):
         run()
     wait()
     times: list[float] = []
-    while len(times) < 5 or sum(times) < seconds:
+    while len(times) < (2 if slow else 5) or sum(times) < seconds:
         start = time.perf_counter()
         run()
         wait()

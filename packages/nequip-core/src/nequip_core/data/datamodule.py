@@ -102,6 +102,8 @@ class DataModule(LightningDataModule):
             collate_fn=partial(_finished, self.ghost),
             num_workers=self.workers,
             persistent_workers=self.workers > 0,
+            # From other memory a copy to the device would wait for the steps before it.
+            pin_memory=self.trainer is not None and self.trainer.strategy.root_device.type == "cuda",
             worker_init_fn=_outlive_signals,
         )
 
