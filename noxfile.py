@@ -56,7 +56,7 @@ def run(session: nox.Session, *command: str | Path, **environment: str) -> None:
 
 @shared
 def demo(session: nox.Session) -> None:
-    """Train, test and run a small NequIP on examples/demo; ends with the path of report.html."""
+    """Train, test and run a small Allegro on examples/demo (`-- model=nequip`: NequIP); ends with the report's path."""
     exe = python(session)
     run(session, exe, "examples/demo/run.py", *session.posargs)
 

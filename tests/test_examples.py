@@ -39,8 +39,17 @@ def test_there_are_examples() -> None:
     assert len(CONFIGS) >= 5
 
 
-@pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
-def test_example_trains(config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+DEMO = EXAMPLES / "demo" / "demo.yaml"
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        *(pytest.param(path, [], id=path.stem) for path in CONFIGS),
+        pytest.param(DEMO, ["model=nequip"], id="demo NequIP"),
+    ],
+)
+def test_example_trains(config: Path, words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(running, "write_report", lambda path: path / "report.html")
     block = yaml.safe_load(config.read_text())
@@ -48,7 +57,7 @@ def test_example_trains(config: Path, tmp_path: Path, monkeypatch: pytest.Monkey
     data = [f"data.path={alloy(tmp_path / 'alloy.xyz')}"] if stress else [f"data.path={OWN}", "data.index=::35"]
     few = ["data.split.train=8", "data.split.val=4", "data.split.test=0", "data.test_paths=[]", "data.cache=off"]
     short = ["trainer.max_steps=2", "trainer.accelerator=cpu", "run.dir=run", "loggers=[csv]"]
-    assert main(["train", str(config), *data, *few, *short]) == 0
+    assert main(["train", str(config), *data, *few, *short, *words]) == 0
     assert json.loads(Path("run/run.json").read_text())["state"] == "finished"
     assert Path("run/metrics.csv").read_text().splitlines()[-1].split(",")[1] == "2"
 
