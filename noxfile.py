@@ -114,6 +114,13 @@ def gpu_tests(session: nox.Session) -> None:
     run(session, exe, "-m", "pytest", "-m", "gpu", "tests/gpu", *session.posargs)
 
 
+@shared
+def distributed_tests(session: nox.Session) -> None:
+    """Training in two and four processes: the same weights as in one, killed and stuck processes, torchrun, SLURM."""
+    exe = python(session)
+    run(session, exe, "-m", "pytest", "-m", "distributed", "tests/distributed", *session.posargs)
+
+
 @nox.session(reuse_venv=True)
 def packages(session: nox.Session) -> None:
     """Wheels of all packages into dist/."""

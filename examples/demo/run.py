@@ -1,6 +1,6 @@
 """The demo: train a small Allegro, test it, run molecular dynamics, write the report. `nox -s demo` calls this.
 
-    python examples/demo/run.py [key=value ...]      # model=nequip: another architecture
+python examples/demo/run.py [key=value ...]      # model=nequip: another architecture
 """
 
 from __future__ import annotations

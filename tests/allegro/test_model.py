@@ -66,7 +66,7 @@ def to_graph(structure: Structure, model: EnergyModel) -> Graph:
 
 def layouts(model: EnergyModel) -> list[str]:
     contractions = model.architecture.contractions  # type: ignore[union-attr]
-    return ["+".join(map(str, one.spec.irreps_out)) for one in contractions]  # type: ignore[union-attr]
+    return ["+".join(map(str, one.dense.spec.irreps_out)) for one in contractions]  # type: ignore[union-attr]
 
 
 def test_irreps_are_those_that_exist_and_matter(make_model: Models) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from nequip_core.config.checks import CHECKS
+from nequip_core.config.checks import CHECKS, check_devices, local_processes
 from nequip_core.config.compose import compose
 from nequip_core.errors import ConfigError
 from nequip_core.plugins.manager import Registry, load_registry
@@ -92,6 +92,68 @@ def test_found(file: Path, registry: Registry, words: list[str], expected: list[
 def test_device_that_is_not_there(file: Path, registry: Registry) -> None:
     with pytest.raises(ConfigError, match="sees no CUDA device here"):
         compose(file, ["trainer.accelerator=cuda"], registry, CHECKS)
+
+
+TWO_OF_TWO = {
+    "RANK": "1",
+    "WORLD_SIZE": "4",
+    "LOCAL_RANK": "1",
+    "LOCAL_WORLD_SIZE": "2",
+    "GROUP_WORLD_SIZE": "2",
+    "MASTER_ADDR": "node01",
+    "MASTER_PORT": "29500",
+}
+
+
+@pytest.mark.parametrize(
+    ("environ", "words", "expected"),
+    [
+        ({}, ["trainer.devices=0"], "trainer.devices: expected a whole number of at least 1, or auto"),
+        (
+            {},
+            ["trainer.devices=2", "trainer.strategy=single"],
+            "trainer.strategy is single, but the run has 2 processes",
+        ),
+        ({}, ["trainer.num_nodes=2"], "torchrun --nnodes 2"),
+        (TWO_OF_TWO, ["trainer.devices=3"], "trainer.devices is 3, but torchrun has started 2 processes on each of 2"),
+        (TWO_OF_TWO, ["trainer.num_nodes=3"], "trainer.num_nodes is 3, but torchrun has started 2 processes on each"),
+        (TWO_OF_TWO, ["trainer.strategy=single"], "trainer.strategy is single, but the run has 4 processes"),
+    ],
+)
+def test_processes(
+    file: Path,
+    registry: Registry,
+    monkeypatch: pytest.MonkeyPatch,
+    environ: dict[str, str],
+    words: list[str],
+    expected: str,
+) -> None:
+    for name, value in environ.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError) as caught:
+        compose(file, ["trainer.accelerator=cpu", *words], registry, CHECKS)
+    assert expected in str(caught.value)
+
+
+@pytest.mark.parametrize("words", [[], ["trainer.devices=2", "trainer.num_nodes=2"], ["trainer.devices=auto"]])
+def test_a_launcher_says_how_many(
+    file: Path, registry: Registry, monkeypatch: pytest.MonkeyPatch, words: list[str]
+) -> None:
+    for name, value in TWO_OF_TWO.items():
+        monkeypatch.setenv(name, value)
+    config = compose(file, ["trainer.accelerator=cpu", *words], registry, CHECKS)
+    assert local_processes(config) == 2
+
+
+@pytest.mark.parametrize(("devices", "count"), [("auto", 3), ("2", 2)])
+def test_devices_of_this_machine(
+    file: Path, registry: Registry, monkeypatch: pytest.MonkeyPatch, devices: str, count: int
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    assert local_processes(compose(file, [f"trainer.devices={devices}"], registry, [check_devices])) == count
+    with pytest.raises(ConfigError, match="4 CUDA devices are asked for, but only 3 are here"):
+        compose(file, ["trainer.devices=4"], registry, [check_devices])
 
 
 def test_dotted_class_that_fits(file: Path, registry: Registry) -> None:

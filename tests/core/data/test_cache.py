@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from nequip_core.data.cache import ENVIRONMENT, Cache, DamagedError, Stored, dump, folder_of, load
+from nequip_core.errors import InputError
 
 KEY = {"file": "a.xyz", "cutoff": 5.0}
 
@@ -122,3 +125,35 @@ def test_where(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert folder_of("my/folder") == Path("my/folder")
     monkeypatch.delenv(ENVIRONMENT)
     assert folder_of("auto") == Path("~/.cache/nequip").expanduser()
+
+
+def test_of_several_at_once_one_makes_it(tmp_path: Path, said: list[str]) -> None:
+    made = []
+
+    def slow(number: int) -> int:
+        def make() -> Stored:
+            made.append(number)
+            time.sleep(0.5)
+            return Stored({"number": np.array([number])}, {})
+
+        # A lock belongs to an open file: threads stand for processes.
+        return int(Cache(tmp_path, say=said.append).get("frames", {"a": 1}, make).arrays["number"][0])
+
+    with ThreadPoolExecutor(3) as pool:
+        found = list(pool.map(slow, range(3)))
+    assert len(made) == 1
+    assert found == made * 3
+    assert len(said) == 2
+    assert all("Waiting for another process" in sentence for sentence in said)
+    assert [path.suffix for path in tmp_path.iterdir()] == [".safetensors"]
+
+
+def test_what_fails_is_not_waited_for(tmp_path: Path) -> None:
+    def fail() -> Stored:
+        raise InputError("a bad frame")
+
+    cache = Cache(tmp_path)
+    for _ in range(2):
+        with pytest.raises(InputError, match="a bad frame"):
+            cache.get("frames", {"a": 1}, fail)
+    assert list(tmp_path.iterdir()) == []

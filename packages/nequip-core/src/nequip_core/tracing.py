@@ -105,7 +105,7 @@ def _symbols(environment: ShapeEnv, sizes: Sizes, smallest: Sizes) -> dict[str, 
         source = ConstantSource(name)
         symbol = environment.create_symbol(size, source, dynamic_dim=DimDynamic.DYNAMIC, constraint_dim=None)
         lengths[name] = environment.create_symintnode(symbol, hint=size, source=source)
-        torch._check(lengths[name] >= least)  # type: ignore[no-untyped-call]
+        torch._check(lengths[name] >= least)
     lengths["structures_and_one"] = lengths["structures"] + 1
     lengths["atoms_and_one"] = lengths["atoms"] + 1
     return lengths

@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 import random
 import signal
+import sys
 import threading
+import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, nullcontext
@@ -33,6 +35,7 @@ from nequip_core.plugins.manager import Registry
 from nequip_core.training.callbacks import CtrlCError, StoppedError
 from nequip_core.training.ranks import ONE, LostRankError, Place, Ranks
 from nequip_core.training.report import write_report
+from nequip_core.training.watch import Failure
 
 TESTED = ((2, 11), (2, 14))
 """Versions of torch, from and to, with which tracing and compiling are tested."""
@@ -136,12 +139,21 @@ def together(place: Place, act: Callable[[Ranks], int]) -> int:
         with ranks:
             return act(ranks)
     except BaseException as error:
-        code = INTERRUPTED if is_interrupt(error) else error.exit_code if isinstance(error, NequipError) else 1
-        mine = (ranks.rank, code, str(error))
-        first = ranks.fail(code, str(error))
-        if first == mine or not (isinstance(error, LostRankError) or first[1:] == mine[1:]):
+        if ranks.watch is None:
             raise
-        return first.code
+        code = INTERRUPTED if is_interrupt(error) else error.exit_code if isinstance(error, NequipError) else 1
+        mine = Failure(ranks.rank, code, str(error))
+        first = ranks.watch.fail(mine)
+        if first != mine and (isinstance(error, LostRankError) or first[1:] == mine[1:]):
+            ranks.watch.wait_until_said()  # or a launcher would end the one that speaks
+            return first.code
+        if is_interrupt(error) or isinstance(error, NequipError):
+            text = "interrupted" if is_interrupt(error) else str(error)
+            print(f"nequip: {text}", file=sys.stderr, flush=True)
+        else:
+            traceback.print_exc()
+        ranks.watch.said()
+        return code
 
 
 def seed_everything(seed: int) -> None:

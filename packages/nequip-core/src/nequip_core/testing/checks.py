@@ -395,7 +395,9 @@ def one_graph(case: Case) -> None:
         graph = Graph(*tensors[len(names) :])
         prediction = torch.func.functional_call(potential, dict(zip(names, tensors, strict=False)), (graph,))
         # Of the forces a function that is not symmetric, so that no part of the gradient cancels.
-        return (prediction.forces * torch.cos(prediction.forces)).sum() + sum(p.square().sum() for p in prediction[2:4])
+        virials = torch.stack([part.square().sum() for part in prediction[2:4]])
+        total: Tensor = (prediction.forces * torch.cos(prediction.forces)).sum() + virials.sum()
+        return total
 
     def results(compute: Callable[..., Tensor], sizes: Sizes) -> list[Tensor]:
         loss = compute(*weights, *sample_graph(case.info, sizes, seed=1))

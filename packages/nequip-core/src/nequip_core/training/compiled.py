@@ -47,7 +47,7 @@ TOLERANCE: Mapping[str, float] = {"float64": 1e-9, "float32": 1e-3, "tf32": 3e-2
 FLOOR = 1e-2
 """A gradient that is smaller than this part of the largest parameter's is compared with that part instead."""
 
-OPTIONS = {
+OPTIONS: dict[str, Any] = {
     # Indices are those of graphs, which are made with care; checks would cost time, and torch 2.11 writes some that no
     # C++ compiler takes.
     "assert_indirect_indexing": False,

@@ -23,7 +23,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from nequip_core.errors import InputError, NequipError
-from nequip_core.training.watch import Failure, Watch
+from nequip_core.training.watch import Watch
 
 T = TypeVar("T")
 
@@ -188,7 +188,7 @@ class Ranks:
         return self
 
     def __exit__(self, *error: object) -> None:
-        """Leave them; with an error, the others learn of it by `fail`."""
+        """Leave them; of an error they learn by `nequip_core.training.watch.Watch.fail`."""
         if error[0] is None:
             self.leave()
 
@@ -199,11 +199,6 @@ class Ranks:
             self.wait("the end")
             self.watch.stop()
             dist.destroy_process_group()
-
-    def fail(self, code: int, message: str) -> Failure:
-        """Tell the others that this process ends; returns what the first of those that fail has told."""
-        mine = Failure(self.rank, code, message)
-        return mine if self.watch is None else self.watch.fail(mine)
 
     def patience(self, seconds: float, on_end: Callable[[str], None]) -> None:
         """How long all may stand still; called with the reason before this process is ended for it."""

@@ -46,7 +46,7 @@ class DeferredDDP(SingleDeviceStrategy):
         super().__init__(device)
         self.ranks = ranks
         self.global_rank, self.local_rank = ranks.rank, ranks.place.local_rank
-        rank_zero_only.rank = ranks.rank
+        rank_zero_only.rank = ranks.rank  # type: ignore[attr-defined]  # Lightning keeps it on its decorator
         self._sums = GradientSums(ranks)
 
     @property
@@ -130,7 +130,8 @@ class GradientSums:
         *sums, presence, table_sum = flat.split([part.numel() for part in parts])
         for parameter, total, set_ in zip(parameters, sums, self._set(used, presence), strict=True):
             parameter.grad = total.view_as(parameter).to(parameter.dtype) if set_ else None
-        return table_sum.view_as(table).double().sum(1)
+        exact: Tensor = table_sum.view_as(table).double().sum(1)
+        return exact
 
     def _flags_of(self, used: tuple[bool, ...], like: Tensor) -> Tensor:
         """[parameters] 1 where this rank has a gradient; made once, since the way to a device makes us wait."""

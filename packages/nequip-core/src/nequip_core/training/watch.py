@@ -14,6 +14,8 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from datetime import timedelta
 from typing import NamedTuple
 
 import torch.distributed as dist
@@ -110,12 +112,23 @@ class Watch:
 
     def fail(self, failure: Failure) -> Failure:
         """Tell that this process fails; what the first one told comes back. The thread ends the process if need be."""
-        try:
-            with self._lock:
-                found = self._store.compare_set("failure", "", json.dumps(failure))
-        except RuntimeError:  # the store went with the process that held it, which is the first to have failed
-            return failure
-        return Failure(*json.loads(found))
+        for _ in range(2):  # a signal, as launchers send it when a process has failed, may break off the first try
+            try:
+                with self._lock:
+                    return Failure(*json.loads(self._store.compare_set("failure", "", json.dumps(failure))))
+            except RuntimeError:
+                continue
+        return failure  # the store went with the process that held it
+
+    def said(self) -> None:
+        """The message of the first failure has been printed."""
+        with suppress(RuntimeError), self._lock:
+            self._store.set("said", "")
+
+    def wait_until_said(self) -> None:
+        """Until then, or until it is no use to wait."""
+        with suppress(RuntimeError), self._lock:
+            self._store.wait(["said"], timedelta(seconds=GRACE))
 
     # ---- the thread
 
