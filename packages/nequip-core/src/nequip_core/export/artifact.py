@@ -22,6 +22,8 @@ from nequip_core.structure import TypeMap
 CHECKPOINTS = "checkpoints"
 """Folder of a run's checkpoints."""
 
+CPU = torch.device("cpu")
+
 Kind = Literal["checkpoint", "package"]
 
 
@@ -91,11 +93,7 @@ def load_model(
     folder = Path(path).is_dir()
     file = checkpoint_file(path, checkpoint) if folder else Path(path)
     members, kind = read_weights(file, weights)
-    entry = _entry(file, members, registry)
-    config = _config(file, members, entry)
-    ops = Ops(registry.kernels, request=kernels, dtype=getattr(torch, config.dtype), device=where)
-    model = _build(file, entry, config, ops)
-    _fill(file, model, members.weights)
+    model, config, ops = model_of(file, members, registry, kernels=kernels, device=where)
     return LoadedModel(
         potential=Potential(model.to(where)).eval().requires_grad_(False),
         info=model.info,
@@ -112,6 +110,27 @@ def load_model(
         device=where,
         kernels=ops.report,
     )
+
+
+def model_of(
+    path: Path,
+    members: Members,
+    registry: Registry,
+    *,
+    kernels: str | Mapping[str, str] = "auto",
+    device: torch.device = CPU,
+) -> tuple[EnergyModel, ModelConfig, Ops]:
+    """The model that a file's members make, on the CPU with operators for ``device``; its config; its operators.
+
+    Raises:
+        ArtifactError: no installed plugin has this architecture, or its weights do not fit its model block.
+    """
+    entry = _entry(path, members, registry)
+    config = _config(path, members, entry)
+    ops = Ops(registry.kernels, request=kernels, dtype=getattr(torch, config.dtype), device=device)
+    model = _build(path, entry, config, ops)
+    _fill(path, model, members.weights)
+    return model, config, ops
 
 
 def checkpoint_file(folder: str | Path, checkpoint: str) -> Path:
