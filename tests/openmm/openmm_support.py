@@ -1,0 +1,187 @@
+"""Models and systems of the tests in OpenMM, and a host that stands in for TorchForce. On sys.path by conftest.py."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import openmm
+import torch
+from ase import Atoms
+from openmm import app, unit
+
+from nequip_core.export.package import Members, Provenance, manifest, write_package
+from nequip_core.models.build import build_model
+from nequip_core.models.nequip import NequIPConfig
+from nequip_core.ops.select import Ops
+from nequip_core.plugins.manager import load_registry
+
+KJ_MOL = 96.48533212331
+"""In an eV; forces in kJ/mol/nm are ten times those in eV/Å times this."""
+
+PLATFORMS = ("Reference", "CPU")
+
+
+def write_model(path: Path, **keys: Any) -> Path:
+    """A package of a small NequIP model of H, C, O with random weights."""
+    config = NequIPConfig(
+        cutoff=3.5,
+        types=["H", "C", "O"],
+        dtype="float64",
+        atomic_energies={"H": -13.6, "C": -1030.0, "O": -430.0},
+        energy_scale={"H": 1.5, "C": 1.1, "O": 0.7},
+        avg_num_neighbors=9.0,
+        l_max=2,
+        num_layers=2,
+        num_features=[6, 4, 3],
+        radial_mlp=[8],
+        **keys,
+    )
+    registry = load_registry()
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = build_model(registry.models["nequip"], config, Ops(registry.kernels, dtype=torch.float64))
+    block, weights = asdict(config), dict(model.state_dict())
+    about = Provenance(model=block, data={"sha256": "0" * 64}, config={}, versions={}, provider="nequip-core")
+    members = Members(
+        manifest=manifest(about, kind="raw", weights=weights, raw={}),
+        model=block,
+        weights=weights,
+        data=about.data,
+        metrics={},
+        check={"structures": []},
+        check_tensors={},
+    )
+    write_package(path, members)
+    return path
+
+
+def ice() -> Atoms:
+    """Two waters in a skewed cell, smaller than twice the cut-off."""
+    rng = np.random.default_rng(0)
+    atoms = Atoms(
+        "OHHOHH",
+        positions=[[0, 0, 0], [0.9, 0.3, 0], [-0.3, 0.9, 0], [2.2, 2, 2], [3.1, 2.2, 2], [2, 2.9, 2.3]],
+        cell=[[4.4, 0, 0], [0.7, 4.3, 0], [0.2, -0.6, 4.1]],
+        pbc=True,
+    )
+    atoms.positions += rng.normal(scale=0.03, size=atoms.positions.shape)
+    return atoms
+
+
+def waters(number: int = 8, box: float = 8.0) -> Atoms:
+    """Waters on a grid in a cubic box; the first cut by its boundary."""
+    rng = np.random.default_rng(1)
+    side = round(number ** (1 / 3))
+    grid = np.stack(np.meshgrid(*[np.arange(side)] * 3, indexing="ij"), -1).reshape(-1, 3) * (box / side)
+    one = np.array([[0.0, 0.0, 0.0], [0.76, 0.59, 0.0], [-0.76, 0.59, 0.0]])
+    positions = (grid[:, None] + one).reshape(-1, 3) + rng.normal(scale=0.02, size=(3 * len(grid), 3))
+    return Atoms("OHH" * len(grid), positions=positions, cell=box * np.eye(3), pbc=True)
+
+
+def topology_of(atoms: Atoms, *, bonds: bool = True) -> app.Topology:
+    """Each O with the two H that follow is a water; the box is the cell."""
+    topology = app.Topology()
+    chain = topology.addChain()
+    residue = None
+    oxygen = None
+    for symbol in atoms.get_chemical_symbols():
+        if symbol == "O" or residue is None:
+            residue = topology.addResidue("HOH", chain)
+        atom = topology.addAtom(symbol, app.Element.getBySymbol(symbol), residue)
+        if symbol == "O":
+            oxygen = atom
+        elif bonds and oxygen is not None:
+            topology.addBond(oxygen, atom)
+    if atoms.pbc.all():
+        topology.setPeriodicBoxVectors(atoms.cell.array / 10 * unit.nanometer)
+    return topology
+
+
+def system_of(atoms: Atoms, *forces: Any) -> openmm.System:
+    """Particles, box and forces."""
+    system = openmm.System()
+    for mass in atoms.get_masses():
+        system.addParticle(mass)
+    if atoms.pbc.all():
+        system.setDefaultPeriodicBoxVectors(*(atoms.cell.array / 10))
+    for force in forces:
+        system.addForce(force)
+    return system
+
+
+def context_of(system: openmm.System, atoms: Atoms, platform: str = "Reference", timestep: float = 2e-4) -> Any:
+    """At the atoms' positions."""
+    integrator = openmm.VerletIntegrator(timestep)
+    context = openmm.Context(system, integrator, openmm.Platform.getPlatformByName(platform))
+    context.setPositions(atoms.positions / 10)
+    return context
+
+
+def energy_forces(context: Any, **options: Any) -> tuple[float, np.ndarray]:
+    """eV and eV/Å."""
+    state = context.getState(energy=True, forces=True, **options)
+    energy = state.getPotentialEnergy().value_in_unit(unit.kilojoule_per_mole)
+    forces = state.getForces(asNumpy=True).value_in_unit(unit.kilojoule_per_mole / unit.nanometer)
+    return energy / KJ_MOL, forces / (10 * KJ_MOL)
+
+
+class Host:
+    """TorchForce's contract in a PythonForce: load, freeze, call with positions, box and parameters as the plugin does.
+
+    Args:
+        path: of the file.
+        periodic, outputs_forces: the flags of the TorchForce.
+        parameters: names of its global parameters.
+        dtype: of the positions: float64 on Reference and CPU, float32 on CUDA in single precision.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        periodic: bool = True,
+        outputs_forces: bool = True,
+        parameters: tuple[str, ...] = (),
+        dtype: torch.dtype = torch.float64,
+    ) -> None:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="`torch.jit.[a-z]+` is deprecated", category=DeprecationWarning)
+            self.module = torch.jit.freeze(torch.jit.load(str(path)).eval())
+        self.periodic = periodic
+        self.outputs_forces = outputs_forces
+        self.parameters = parameters
+        self.dtype = dtype
+
+    def __call__(self, state: Any) -> tuple[float, np.ndarray]:
+        positions = state.getPositions(asNumpy=True).value_in_unit(unit.nanometer)
+        x = torch.tensor(positions, dtype=self.dtype, requires_grad=True)
+        arguments = [x]
+        if self.periodic:
+            box = state.getPeriodicBoxVectors(asNumpy=True).value_in_unit(unit.nanometer)
+            arguments.append(torch.tensor(box, dtype=self.dtype))
+        arguments += [torch.tensor(state.getParameters()[name], dtype=self.dtype) for name in self.parameters]
+        if self.outputs_forces:
+            energy, forces = self.module(*arguments)
+        else:
+            energy = self.module(*arguments)
+            energy.backward()
+            forces = -x.grad
+        # What the plugin relies on without looking.
+        assert energy.numel() == 1
+        assert forces.shape == x.shape
+        assert forces.is_contiguous()
+        assert forces.device == x.device
+        assert forces.dtype == x.dtype
+        return float(energy.detach()), forces.detach().double().numpy()
+
+
+def hosted(path: Path, **options: Any) -> openmm.PythonForce:
+    """A force that runs a file for TorchForce in the host."""
+    host = Host(path, **options)
+    force = openmm.PythonForce(host, dict.fromkeys(host.parameters, 1.0))
+    force.setUsesPeriodicBoundaryConditions(host.periodic)
+    return force
