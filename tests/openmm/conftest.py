@@ -12,7 +12,7 @@ from nequip_core.engines.ase import NequIPCalculator
 
 sys.path.insert(0, str(Path(__file__).parent))  # for openmm_support
 
-from openmm_support import write_model  # noqa: E402
+from openmm_support import write_model
 
 
 @pytest.fixture(scope="session")
