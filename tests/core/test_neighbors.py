@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from nequip_core.neighbors import NeighborList, Pairs, SkinNeighborList, make_matscipy, make_vesin
+from nequip_core.neighbors import NeighborList, Pairs, SkinNeighborList, make_device, make_matscipy, make_vesin
 from nequip_core.structure import Floats, Ints
 
 Bools = NDArray[np.bool_]
 CUTOFF = 3.0
-MAKERS = {"matscipy": make_matscipy, "vesin": make_vesin}
+MAKERS = {"matscipy": make_matscipy, "vesin": make_vesin, "device": make_device}
 
 
 @pytest.fixture(params=MAKERS)

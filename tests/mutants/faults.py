@@ -132,14 +132,14 @@ FAULTS = (
     ),
     Fault(
         "skin list never made anew",
-        "neighbors.py",
+        "neighbors/skin.py",
         "(0.5 * self.skin) ** 2",
         "float('inf')",
         ("core/test_neighbors.py::test_skin_holds_every_pair_on_the_way",),
     ),
     Fault(
         "skin list made anew too late",
-        "neighbors.py",
+        "neighbors/skin.py",
         "(0.5 * self.skin) ** 2",
         "(2.0 * self.skin) ** 2",
         ("core/test_neighbors.py::test_skin_holds_every_pair_on_the_way",),

@@ -77,9 +77,15 @@ def nequip_kernels() -> Iterable[KernelEntry]:
 
 @hookimpl
 def nequip_neighbor_lists() -> Iterable[NeighborListEntry]:
-    """Two well-kept libraries on the CPU."""
+    """Two well-kept libraries on the CPU, and our own list of tensors."""
     for name in ("matscipy", "vesin"):
         yield NeighborListEntry(name=name, make=Ref(f"nequip_core.neighbors:make_{name}"), devices=frozenset({"cpu"}))
+    yield NeighborListEntry(
+        name="device",
+        make=Ref("nequip_core.neighbors:make_device"),
+        devices=frozenset({"cpu", "cuda"}),
+        batched=True,
+    )
 
 
 @hookimpl

@@ -84,7 +84,11 @@ class KernelEntry:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NeighborListEntry:
-    """A neighbour list. ``make(cutoff, skin)`` returns an `nequip_core.neighbors.NeighborList`."""
+    """A neighbour list. ``make(cutoff, skin)`` returns an `nequip_core.neighbors.NeighborList`.
+
+    ``batched``: what ``make`` returns also has ``pairs(positions, cells, pbc, atoms)``, which takes the tensors of many
+    structures on one of ``devices`` as `nequip_core.neighbors.DeviceNeighborList` does.
+    """
 
     name: str
     make: Ref

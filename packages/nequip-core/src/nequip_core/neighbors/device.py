@@ -1,0 +1,347 @@
+"""A neighbour list of tensors, on the CPU or a CUDA device, for many structures at once, in torch's own operators.
+
+Each structure's lattice is cut into boxes along its lattice vectors, and its atoms are sorted by box. An atom's
+neighbours are in boxes nearby, whose atoms are consecutive and found by a binary search for the box's number: there is
+no table of boxes, so that atoms may be as far apart as they like. Boxes beyond the lattice are boxes of an image; a
+lattice smaller than the cut-off is one box with many images. A direction without period has boxes whose numbers begin
+anew after `FOLD`; what then seems near by its number is too far by its distance.
+
+Each pair is looked for from one side and written down from both. Lattices are planned on the host, where nine numbers a
+structure cost less than launches; the number of candidates and that of pairs are read back, nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from numpy.typing import NDArray
+from torch import Tensor
+
+from nequip_core.errors import InputError
+from nequip_core.neighbors.libraries import Pairs
+from nequip_core.structure import Floats, Ints
+
+FOLD = 1024
+"""Boxes of a direction: at most, or until their numbers begin anew where there is no period."""
+
+FINENESS = (0, 1, 2)
+"""Boxes per cut-off; 0: one box for all, so that every atom is compared with every other."""
+
+DENSITY = 0.1
+"""Atoms per Å³ where a structure has no volume that would tell, about that of water. A matter of speed alone."""
+
+SEARCH = 2.0
+"""Cost of looking for a box, in comparisons of two atoms."""
+
+MARGIN = 1e-9
+"""Relative; beyond the distance that was asked for, so that no rounding loses a pair."""
+
+MOST_IMAGES = 1 << 20
+"""A cell of which an atom sees more images is no cell that somebody means."""
+
+SEARCHES_AT_ONCE = 1 << 21
+CANDIDATES_AT_ONCE = {"cpu": 1 << 18, "cuda": 1 << 23}
+"""Each takes about 0.2 kB."""
+
+Bools = NDArray[np.bool_]
+
+
+class TensorPairs(NamedTuple):
+    """Directed pairs within a distance, sorted by centre, then neighbour, then image.
+
+    Attributes:
+        centre: atom that receives.
+        neighbor: atom that sends.
+        shift: the neighbour's image in multiples of the lattice vectors, whole numbers as float64: the vector from
+            centre to neighbour is x_j - x_i + shift · cell.
+    """
+
+    centre: Int[Tensor, "pairs"]
+    neighbor: Int[Tensor, "pairs"]
+    shift: Float[Tensor, "pairs 3"]
+
+
+class DeviceNeighborList:
+    """Pairs within a distance, on the device of the positions.
+
+    Args:
+        reach: Å.
+    """
+
+    def __init__(self, reach: float) -> None:
+        self.reach = reach
+
+    def __call__(self, positions: Floats, cell: Floats, pbc: Bools) -> Pairs:
+        """The pairs of one structure in NumPy, as `nequip_core.neighbors.NeighborList` has it."""
+        x = torch.tensor(positions, dtype=torch.float64)
+        centre, neighbor, shift = self.pairs(x, cell[None], pbc[None], np.array([len(positions)]))
+        vectors = x[neighbor] - x[centre] + shift @ torch.from_numpy(_periodic(cell, pbc))
+        within = vectors.norm(dim=1) < self.reach
+        return Pairs(centre[within].numpy(), neighbor[within].numpy(), shift[within].long().numpy())
+
+    def pairs(self, positions: Float[Tensor, "atoms 3"], cells: Floats, pbc: Bools, atoms: Ints) -> TensorPairs:
+        """The pairs of B structures, and perhaps some that are a billionth farther apart.
+
+        Args:
+            positions: of all structures, one after the other, Å, float64 and finite.
+            cells: [B, 3, 3], Å, finite; rows that are not periodic do not matter.
+            pbc: [B, 3].
+            atoms: [B], their number in each structure.
+
+        Raises:
+            InputError: a cell has no volume where it is periodic, or an atom sees more than a million of its images.
+        """
+        if len(positions) == 0:
+            none = torch.zeros(0, dtype=torch.int64, device=positions.device)
+            return TensorPairs(none, none, positions.new_zeros(0, 3))
+        reach = self.reach * (1 + MARGIN)
+        plan = _plan(cells, pbc, atoms, reach, positions.device)
+        boxed = _sort(positions, plan)
+        centre, neighbor, shift, rank = (torch.cat(column) for column in zip(*_half(boxed, plan, reach), strict=True))
+        return _both_sides(centre, neighbor, shift, rank, len(positions), plan.images)
+
+
+def make_device(cutoff: float, skin: float = 0.0) -> DeviceNeighborList:
+    """Our own cell list. Any periodicity, cells smaller than the cut-off, atoms outside the cell; batched."""
+    return DeviceNeighborList(cutoff + skin)
+
+
+class _Plan(NamedTuple):
+    """How the lattices of B structures are cut into boxes: first two on the host, tensors on the device.
+
+    Attributes:
+        atoms: [B] their number.
+        searches: [B] boxes that each atom looks into: its own, and one of each two that lie opposite.
+        cells: [B, 3, 3] lattice vectors, Å; zero where not periodic.
+        inverse: [B, 3, 3]; positions · inverse are coordinates along the lattice vectors, or Å where not periodic.
+        periodic: [B, 3], 1 or 0.
+        boxes: [B, 3] number of boxes.
+        scale: [B, 3] boxes per unit of the coordinates.
+        number: [B], ``searches``.
+        first: [B] row of ``offsets`` where they begin.
+        offsets: [rows, 3] from an atom's box to the other.
+        rank: [rows, 2] place of the offset, and of the opposite one, among all around a box, in the order of images.
+        images: more than any rank.
+    """
+
+    atoms: Ints
+    searches: Ints
+    cells: Tensor
+    inverse: Tensor
+    periodic: Tensor
+    boxes: Tensor
+    scale: Tensor
+    number: Tensor
+    first: Tensor
+    offsets: Tensor
+    rank: Tensor
+    images: int
+
+
+def _plan(cells: Floats, pbc: Bools, atoms: Ints, reach: float, device: torch.device) -> _Plan:
+    basis = _spanning(cells, pbc)
+    volume = abs(np.linalg.det(basis))
+    _refuse(volume <= 1e-12 * np.linalg.norm(basis, axis=2).prod(axis=1), cells, "has no volume where it is periodic")
+    inverse = np.linalg.inv(basis)
+    height = 1 / np.linalg.norm(inverse, axis=1)  # distance of the lattice planes
+    cuts = [_cut(fineness, height, volume, pbc, atoms, reach) for fineness in FINENESS]
+    boxes, near, cost = (np.stack(column) for column in zip(*cuts, strict=True))
+    best = cost.argmin(axis=0)
+    boxes, near = boxes[best, np.arange(len(atoms))], near[best, np.arange(len(atoms))]
+    _refuse(
+        (2 * near + 1).prod(axis=1) > MOST_IMAGES, cells, f"has more than {MOST_IMAGES} images within {reach:.3g} Å"
+    )
+    kinds, kind = np.unique(near, axis=0, return_inverse=True)
+    tables = [_offsets(one) for one in kinds]
+    lengths = np.array([len(table) for table in tables])
+    searches, first = lengths[kind.reshape(-1)], (lengths.cumsum() - lengths)[kind.reshape(-1)]
+    scale = np.where(pbc, boxes, np.array(FINENESS)[best, None] / reach)
+    # Two copies to the device are quicker than nine.
+    flat = [
+        array.reshape(len(atoms), -1) for array in (_periodic(cells, pbc), inverse, pbc, boxes, scale, searches, first)
+    ]
+    columns = torch.from_numpy(np.concatenate(flat, axis=1)).to(device).split([9, 9, 3, 3, 3, 1, 1], dim=1)
+    rows = torch.from_numpy(np.concatenate(tables)).to(device)
+    return _Plan(
+        atoms=atoms,
+        searches=searches,
+        cells=columns[0].unflatten(1, (3, 3)),
+        inverse=columns[1].unflatten(1, (3, 3)),
+        periodic=columns[2],
+        boxes=columns[3],
+        scale=columns[4],
+        number=columns[5].squeeze(1).long(),
+        first=columns[6].squeeze(1).long(),
+        offsets=rows[:, :3],
+        rank=rows[:, 3:].long(),
+        images=int(2 * lengths.max() - 1),
+    )
+
+
+def _cut(
+    fineness: int, height: Floats, volume: Floats, pbc: Bools, atoms: Ints, reach: float
+) -> tuple[Floats, Floats, Floats]:
+    """Boxes of at least reach / fineness: [B, 3] their number, [B, 3] how far to look, [B] what it costs an atom."""
+    boxes = np.where(pbc, np.clip(np.floor(fineness * height / reach), 1, FOLD), FOLD if fineness else 1)
+    near = np.where(pbc, np.ceil(reach * boxes / height), fineness)
+    # Atoms in one box: its share of all, and no more than its space can hold.
+    parts = np.where(pbc, boxes, 1).prod(axis=1)
+    held = atoms / parts
+    if fineness:
+        space = volume / parts * (reach / fineness) ** (~pbc).sum(axis=1)
+        held = np.where(pbc.all(axis=1), held, np.minimum(held, DENSITY * space))
+    return boxes, near, (2 * near + 1).prod(axis=1) * (SEARCH + held)
+
+
+def _offsets(near: Floats) -> Floats:
+    """[rows, 5]: none, and of the others within ``near`` those after it; their rank, and that of the opposite one."""
+    ranges = [np.arange(-distance, distance + 1) for distance in near]
+    table = np.stack(np.meshgrid(*ranges, indexing="ij"), axis=-1).reshape(-1, 3)
+    rank = np.arange(len(table))
+    return np.column_stack([table, rank, rank[::-1]])[len(table) // 2 :]
+
+
+def _refuse(wrong: Bools, cells: Floats, what: str) -> None:
+    if wrong.any():
+        number = int(wrong.argmax())
+        raise InputError(
+            f"The cell {cells[number].tolist()} of structure {number} {what}. Expected three independent lattice "
+            "vectors in Å where it is periodic; check cell, units and periodicity."
+        )
+
+
+def _periodic(cells: Floats, pbc: Bools) -> Floats:
+    """The cells with zero rows where they are not periodic."""
+    rows: Floats = np.where(pbc[..., None], cells, 0.0)
+    return rows
+
+
+def _spanning(cells: Floats, pbc: Bools) -> Floats:
+    """The cells with unit vectors, orthogonal to all others, where they are not periodic. [B, 3, 3]."""
+    if pbc.all():
+        return cells
+    order = np.argsort(~pbc, axis=1, kind="stable")  # periodic ones first: the rest of Q is orthogonal to them
+    rows = np.take_along_axis(_periodic(cells, pbc), order[:, :, None], axis=1)
+    complement = np.linalg.qr(rows.swapaxes(1, 2), mode="complete")[0].swapaxes(1, 2)
+    back = np.argsort(order, axis=1)
+    basis: Floats = np.where(pbc[:, :, None], cells, np.take_along_axis(complement, back[:, :, None], axis=1))
+    return basis
+
+
+class _Boxed(NamedTuple):
+    """Atoms sorted by structure and box, moved into their cells.
+
+    Attributes:
+        key: number of the box, ascending.
+        atom: which atom it is.
+        structure: its structure.
+        box: where its box lies, counted from the cell's corner.
+        image: lattice vectors by which it was moved.
+        positions: Å.
+    """
+
+    key: Int[Tensor, "atoms"]
+    atom: Int[Tensor, "atoms"]
+    structure: Int[Tensor, "atoms"]
+    box: Float[Tensor, "atoms 3"]
+    image: Float[Tensor, "atoms 3"]
+    positions: Float[Tensor, "atoms 3"]
+
+
+def _sort(positions: Float[Tensor, "atoms 3"], plan: _Plan) -> _Boxed:
+    of_structure = torch.arange(len(plan.atoms), device=positions.device)
+    structure = of_structure.repeat_interleave(
+        torch.from_numpy(plan.atoms).to(positions.device), output_size=len(positions)
+    )
+    coordinates = _times(positions, plan.inverse, structure)
+    box = (coordinates * plan.scale[structure]).floor()
+    boxes = plan.boxes[structure]
+    turn = (box / boxes).floor()
+    box = box - turn * boxes
+    image = turn * plan.periodic[structure]
+    moved = positions - _times(image, plan.cells, structure)
+    key, atom = _key(structure, box).sort()
+    return _Boxed(key, atom, structure[atom], box[atom], image[atom], moved[atom])
+
+
+def _key(structure: Int[Tensor, "rows"], box: Float[Tensor, "rows 3"]) -> Int[Tensor, "rows"]:
+    x, y, z = box.long().unbind(1)
+    return ((structure * FOLD + x) * FOLD + y) * FOLD + z
+
+
+def _times(rows: Float[Tensor, "rows 3"], matrices: Float[Tensor, "B 3 3"], of_row: Int[Tensor, "rows"]) -> Tensor:
+    """Each row times the matrix of its structure."""
+    if len(matrices) == 1:
+        return rows @ matrices[0]
+    return (rows.unsqueeze(2) * matrices[of_row]).sum(1)
+
+
+def _half(boxed: _Boxed, plan: _Plan, reach: float) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
+    """Centre, neighbour, shift and rank of each pair, from one of its sides."""
+    of_atom = np.repeat(plan.searches, plan.atoms)  # structures stay in their order when atoms are sorted
+    until = of_atom.cumsum()
+    start = 0
+    while start < len(of_atom):
+        done = until[start] - of_atom[start]
+        end = max(start + 1, int(np.searchsorted(until, done + SEARCHES_AT_ONCE, side="right")))
+        yield from _pairs_of(start, end, int(until[end - 1] - done), boxed, plan, reach)
+        start = end
+
+
+def _pairs_of(
+    start: int, end: int, searches: int, boxed: _Boxed, plan: _Plan, reach: float
+) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
+    """The same for the atoms from ``start`` to ``end`` of the sorted ones, with the number of their searches."""
+    x = boxed.positions
+    number = plan.number[boxed.structure[start:end]]
+    row = torch.arange(end - start, device=x.device).repeat_interleave(number, output_size=searches)
+    which = torch.arange(searches, device=x.device) - (number.cumsum(0) - number)[row]  # of an atom's searches
+    atom = row + start
+    structure = boxed.structure[atom]
+    offset = plan.first[structure] + which
+    box = boxed.box[atom] + plan.offsets[offset]
+    boxes = plan.boxes[structure]
+    turn = (box / boxes).floor()
+    key = _key(structure, box - turn * boxes)
+    image = turn * plan.periodic[structure]
+    # In an atom's own box only those after it count: each pair once.
+    first = torch.where(which == 0, atom + 1, torch.searchsorted(boxed.key, key))
+    held = torch.searchsorted(boxed.key, key, right=True) - first
+    to_image = _times(image, plan.cells, structure) - x[atom]
+    for search, other in _candidates(first, held):
+        vector = x[other].add_(to_image[search]).square_()
+        near = (vector[:, 0] + vector[:, 1] + vector[:, 2] < reach**2).nonzero().squeeze(1)
+        search, other = search[near], other[near]
+        one = atom[search]
+        shift = image[search] + boxed.image[one] - boxed.image[other]
+        yield boxed.atom[one], boxed.atom[other], shift, plan.rank[offset[search]]
+
+
+def _candidates(first: Int[Tensor, "searches"], held: Int[Tensor, "searches"]) -> Iterator[tuple[Tensor, Tensor]]:
+    """The search and the sorted atom of each candidate, as many at once as memory is meant for."""
+    until = held.cumsum(0)
+    most = CANDIDATES_AT_ONCE[held.device.type]
+    total = int(until[-1])
+    number = min(max(1, -(-total // most)), len(held))
+    parts = np.linspace(0, len(held), number + 1).astype(np.int64)
+    ends = [total] if number == 1 else until[torch.from_numpy(parts[1:] - 1).to(held.device)].tolist()
+    begin = 0
+    for start, end, upto in zip(parts[:-1], parts[1:], ends, strict=True):
+        search = torch.arange(start, end, device=held.device)
+        search = search.repeat_interleave(held[start:end], output_size=upto - begin)
+        yield search, (first - until + held)[search] + torch.arange(begin, upto, device=held.device)
+        begin = upto
+
+
+def _both_sides(centre: Tensor, neighbor: Tensor, shift: Tensor, rank: Tensor, atoms: int, images: int) -> TensorPairs:
+    """Each pair and its opposite, sorted."""
+    there = (centre * atoms + neighbor) * images + rank[:, 0]
+    back = (neighbor * atoms + centre) * images + rank[:, 1]
+    order = torch.cat([there, back]).argsort()
+    return TensorPairs(
+        torch.cat([centre, neighbor])[order], torch.cat([neighbor, centre])[order], torch.cat([shift, -shift])[order]
+    )

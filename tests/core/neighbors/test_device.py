@@ -1,0 +1,149 @@
+"""The list of tensors: batches, pieces, every way to cut a lattice, and cells that nobody means.
+
+What it shares with the libraries' lists is tested in tests/core/test_neighbors.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+import torch
+from ase.build import bulk, molecule
+
+from nequip_core.errors import InputError
+from nequip_core.neighbors import Pairs, TensorPairs, device, make_device, make_vesin
+from nequip_core.plugins.manager import load_registry
+from nequip_core.structure import Structure
+from nequip_core.testing import systems
+
+REACH = 3.0
+
+
+def mixed() -> list[Structure]:
+    """Every kind of structure, one without atoms between them, and a large one of each periodicity."""
+    rng = np.random.default_rng(3)
+    cloud = rng.uniform(0, 14, size=(270, 3))
+    large = [
+        systems.structure(["H"] * 270, cloud, np.diag([14.0, 15.0, 13.0]) + rng.normal(scale=0.8, size=(3, 3)), pbc)
+        for pbc in ("TTT", "TFT", "FFF")
+    ]
+    return [*systems.systems().values(), systems.structure([], np.zeros((0, 3))), *large, systems.atom("O")]
+
+
+def together(structures: Sequence[Structure], reach: float = REACH) -> TensorPairs:
+    return make_device(reach).pairs(
+        torch.from_numpy(np.concatenate([one.positions for one in structures])),
+        np.stack([one.cell for one in structures]),
+        np.stack([one.pbc for one in structures]),
+        np.array([len(one) for one in structures]),
+    )
+
+
+def apart(structures: Sequence[Structure], reach: float = REACH) -> TensorPairs:
+    """The same by a library of the CPU, one after the other, sorted."""
+    columns: list[list[np.ndarray]] = [[], [], []]
+    first = 0
+    for one in structures:
+        centre, neighbor, shift = make_vesin(reach)(one.positions, one.cell, one.pbc)
+        order = np.lexsort((*shift.T[::-1], neighbor, centre))
+        for column, array in zip(columns, (centre + first, neighbor + first, shift.astype(float)), strict=True):
+            column.append(array[order])
+        first += len(one)
+    return TensorPairs(*(torch.from_numpy(np.concatenate(column)) for column in columns))
+
+
+def assert_same(received: TensorPairs, expected: TensorPairs) -> None:
+    for name, got, want in zip(TensorPairs._fields, received, expected, strict=True):
+        assert got.dtype == want.dtype, name
+        assert torch.equal(got, want), name
+
+
+@pytest.mark.parametrize("fineness", [(0,), (1,), (2,), device.FINENESS])
+def test_a_batch_is_its_structures_in_order(monkeypatch: pytest.MonkeyPatch, fineness: tuple[int, ...]) -> None:
+    monkeypatch.setattr(device, "FINENESS", fineness)
+    structures = mixed()
+    expected = apart(structures)
+    assert len(expected.centre) > 5000
+    assert_same(together(structures), expected)
+
+
+@pytest.mark.parametrize(("searches", "candidates"), [(1, 1 << 20), (100, 1 << 20), (1 << 20, 1), (50, 30)])
+def test_in_pieces(monkeypatch: pytest.MonkeyPatch, searches: int, candidates: int) -> None:
+    monkeypatch.setattr(device, "SEARCHES_AT_ONCE", searches)
+    monkeypatch.setattr(device, "CANDIDATES_AT_ONCE", {"cpu": candidates})
+    structures = list(systems.systems().values())
+    assert_same(together(structures), apart(structures))
+
+
+def test_every_way_to_cut_a_lattice_is_taken() -> None:
+    """A small molecule is one box, a dense crystal is cut finely: the cost decides."""
+    small, large = Structure.from_ase(molecule("H2O")), Structure.from_ase(bulk("Cu", cubic=True) * (8, 8, 8))
+    boxes = {}
+    for name, one in (("small", small), ("large", large)):
+        plan = device._plan(one.cell[None], one.pbc[None], np.array([len(one)]), 6.0, torch.device("cpu"))
+        boxes[name] = plan.boxes[0].tolist()
+    assert boxes["small"] == [1, 1, 1]
+    assert boxes["large"] == [9, 9, 9]  # of 28.9 Å, in pieces of at least 3 Å
+
+
+def test_atoms_far_apart_and_far_away() -> None:
+    """Without a cell: no table of boxes, whose numbers begin anew after FOLD."""
+    fold = device.FOLD * REACH
+    positions = np.array(
+        [[0, 0, 0], [1.0, 0, 0], [fold, 0, 0], [fold + 1, 1, 0], [1e9, -1e9, 1e7], [1e9, -1e9, 1e7 + 1]]
+    )
+    expected = [[0, 1], [1, 0], [2, 3], [3, 2], [4, 5], [5, 4]]
+    for repeats in (1, 100):  # one box; and enough atoms for many
+        copies = np.concatenate([positions + np.array([0, 0, 40.0 * n]) for n in range(repeats)])
+        pairs = make_device(REACH)(copies, np.zeros((3, 3)), np.full(3, False))
+        assert np.stack(pairs[:2], axis=1)[:6].tolist() == expected
+        assert len(pairs.centre) == 6 * repeats
+
+
+def test_an_atom_thousands_of_cells_away() -> None:
+    crystal = systems.crystal()
+    moved = systems.moved(crystal, np.array([[0, 0, 0], [5000, -3000, 0], [0, 0, 1], [0, -7000, 2]]))
+    expected, received = apart([crystal]), together([moved])
+    for name in ("centre", "neighbor"):
+        assert torch.equal(getattr(received, name), getattr(expected, name))
+    vectors = [
+        torch.from_numpy(one.positions)[pairs.neighbor]
+        - torch.from_numpy(one.positions)[pairs.centre]
+        + pairs.shift @ torch.from_numpy(one.cell)
+        for one, pairs in ((crystal, expected), (moved, received))
+    ]
+    torch.testing.assert_close(*vectors, rtol=0, atol=1e-10)
+
+
+def test_pairs_at_the_cutoff() -> None:
+    """Excluded, and what is just within is not lost, though it lies on borders of boxes."""
+    positions = np.array([[0.0, 0, 0], [3.0, 0, 0], [6.0, 0, 0], [9.0, 0, 0]])
+    system = positions, np.diag([12.0, 9.0, 9.0]), np.full(3, True)
+    assert len(make_device(3.0)(*system).centre) == 0
+    assert len(make_device(np.nextafter(3.0, 4.0))(*system).centre) == 8
+
+
+@pytest.mark.parametrize(
+    ("cell", "pbc", "message"),
+    [
+        (np.zeros((3, 3)), (True, True, True), "no volume"),
+        (np.array([[3.0, 0, 0], [6.0, 0, 0], [0, 0, 3.0]]), (True, True, False), "no volume"),
+        (np.diag([1e-3, 1e-3, 5.0]), (True, True, True), "images within 3 Å"),
+    ],
+)
+def test_cells_that_nobody_means(cell: np.ndarray, pbc: tuple[bool, ...], message: str) -> None:
+    good = systems.crystal()
+    with pytest.raises(InputError, match=f"structure 1.*{message}"):
+        together([good, Structure(positions=np.zeros((1, 3)), numbers=np.ones(1, int), cell=cell, pbc=np.array(pbc))])
+
+
+def test_it_is_in_the_registry() -> None:
+    entry = load_registry().neighbor_lists["device"]
+    assert entry.batched
+    assert entry.devices == {"cpu", "cuda"}
+    crystal = systems.crystal()
+    pairs = entry.make.load()(REACH - 0.5, 0.5)(crystal.positions, crystal.cell, crystal.pbc)
+    assert isinstance(pairs, Pairs)
+    assert len(pairs.centre) == len(apart([crystal]).centre)
