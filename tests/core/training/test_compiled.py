@@ -1,6 +1,6 @@
 """Compiled steps: the guards on the way there, and one code for all batches that gives eager's losses and gradients.
 
-Inductor compiles twice here, which takes most of the time: a NequIP in float32, and one in float64 for whole runs.
+Inductor compiles one NequIP here, which takes most of the time; a thousand batches are among the slow tests.
 """
 
 from __future__ import annotations
@@ -20,7 +20,9 @@ from nequip_core.data.ghost import ATOMS, EDGES, Ghost
 from nequip_core.errors import CheckError
 from nequip_core.graph import Graph, edge_vectors
 from nequip_core.models.base import EnergyModel
+from nequip_core.plugins.manager import load_registry
 from nequip_core.potential import Potential
+from nequip_core.testing.checks import make_case
 from nequip_core.tracing import Sizes, TraceError
 from nequip_core.training import compiled
 from nequip_core.training.compiled import CompiledTraining, Sample, deviations, flatten, sample_batch, unflatten
@@ -161,6 +163,44 @@ def test_bf16_rounds_every_matrix_product(make_model: Callable[..., EnergyModel]
             assert all(factor.kwargs.get("dtype") is torch.bfloat16 for factor in node.args)
 
 
+class Stub:
+    """In the place of compiled functions: eager, and counts."""
+
+    def __init__(self, potential: Potential, terms: Loss) -> None:
+        self.predict, self.terms = potential, terms
+        self.backward_passes = 0
+
+    def prepare_training(self, device: torch.device) -> None:
+        pass
+
+    prepare_validation = prepare_training
+
+    def loss(self, batch: Any) -> Tensor:
+        return self.terms(self.predict(batch.graph), batch)
+
+    def backward(self, loss: Tensor) -> None:
+        self.backward_passes += 1
+        torch.autograd.backward(loss)
+
+
+def test_precision_of_products_in_backward_passes(
+    make_model: Callable[..., EnergyModel], make_run: Callable[..., Any], terms: Loss, tmp_path: Path
+) -> None:
+    training = training_of(make_model(num_layers=1), terms, tmp_path, precision="tf32")
+    weight = next(p for p in training.potential.parameters() if p.requires_grad)
+    seen: list[str] = []
+    weight.register_hook(lambda gradient: seen.append(torch.get_float32_matmul_precision()))
+    training.backward(weight.square().sum())
+    assert (seen, torch.get_float32_matmul_precision()) == (["high"], "highest")
+
+    trainer, module, data = make_run().parts(terms, max_epochs=1)
+    data.max_edges = 1
+    module.compiled = stub = Stub(module.potential, terms)
+    trainer.fit(module, datamodule=data)
+    pieces = [len(step) for step in data.train_dataloader()]
+    assert stub.backward_passes == sum(pieces) > len(pieces)  # also of micro-batches
+
+
 # With Inductor
 
 
@@ -208,3 +248,29 @@ def test_one_code_for_all_batches_repeatable(
     with pytest.raises(TraceError, match="A batch needs other code than the training step"):
         training._loss(other)
     assert report.recompiles == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "keys"),
+    [
+        ("nequip", {"num_layers": 2, "l_max": 1, "num_features": 4, "radial_mlp": [8]}),
+        ("allegro", {"num_layers": 2, "l_max": 1, "num_scalar_features": 8, "num_tensor_features": 4}),
+    ],
+)
+def test_a_thousand_batches(name: str, keys: dict[str, Any], terms: Loss, tmp_path: Path) -> None:
+    torch.set_num_threads(2)
+    case = make_case(load_registry().models[name], keys).as_dtype("float32")
+    training = training_of(case.potential.model, terms, tmp_path, check_every=50)
+    training.prepare_training(CPU)
+    weights = [p for p in training.potential.parameters() if p.requires_grad]
+    rng = np.random.default_rng(1)
+    labels = set()
+    for seed in range(1000):
+        batch = sample_batch(training.potential, random_sizes(rng), GHOST, seed)
+        labels.add(tuple(bool(has.any()) for has in batch.labels[1:6:2]))
+        gradients = torch.autograd.grad(training.loss(batch), weights, allow_unused=True)
+        assert all(gradient is None or gradient.isfinite().all() for gradient in gradients)
+    assert len(labels) > 3
+    report = training.report()
+    assert (report["graphs"], report["breaks"], report["recompiles"]) == (1, 0, 0)

@@ -11,6 +11,7 @@ that would need other code is an error.
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -35,7 +36,7 @@ from nequip_core.potential import Potential, Prediction
 from nequip_core.tracing import Sizes, TraceError, axes, next_prime, sample_graph, trace
 from nequip_core.training.loss import Loss
 
-CODE = 1
+CODE = 2
 """Number of how code is made here: torch's caches do not see all of it, so another number has another folder."""
 
 SMALLEST = Sizes(2, ATOMS, EDGES)
@@ -51,6 +52,9 @@ OPTIONS: dict[str, Any] = {
     # Indices are those of graphs, which are made with care; checks would cost time, and torch 2.11 writes some that no
     # C++ compiler takes.
     "assert_indirect_indexing": False,
+    # On CUDA these two ask how large the sample is, and guard the answer or time what is faster with it.
+    "triton.mix_order_reduction": False,
+    "shape_padding": False,
 }
 """Of Inductor."""
 
@@ -110,33 +114,36 @@ def other_sizes(sizes: Sizes) -> Sizes:
 
 
 def sample_batch(potential: Potential, sizes: Sizes, ghost: Ghost, seed: int = 0) -> Batch:
-    """A random labelled batch of given sizes, and the ghost; periodic and labelled structures and others."""
+    """A random batch of given sizes, and the ghost.
+
+    Structures are periodic or not, and have some labels or others; which, changes with the seed.
+    """
     graph = sample_graph(potential.model.info, sizes, seed)
     generator = torch.Generator().manual_seed(seed)
 
     def normal(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
-    def some(number: int) -> Tensor:
-        return torch.arange(number) % 3 != 1
+    def all_but_every(nth: int) -> Tensor:
+        return (torch.arange(sizes.structures) + seed) % nth != 0
 
     count = torch.tensor(1.0, dtype=torch.float64)
     shift = potential.model.shift.detach().cpu()[graph.types]
     energy = torch.zeros(sizes.structures, dtype=torch.float64).index_add(0, graph.structure, shift)
     labels = Labels(
         energy=energy + normal(sizes.structures),
-        has_energy=some(sizes.structures),
+        has_energy=all_but_every(3),
         forces=normal(sizes.atoms, 3),
-        has_forces=some(sizes.structures)[graph.structure],
+        has_forces=all_but_every(4)[graph.structure],
         stress=0.01 * normal(sizes.structures, 3, 3),
-        has_stress=some(sizes.structures),
+        has_stress=all_but_every(2),
         weight=1.0 + normal(sizes.structures).abs(),
     )
     return ghost(
         Batch(
             graph=graph,
             cell=torch.zeros(sizes.structures, 3, 3, dtype=torch.float64),
-            volume=10.0 * graph.structure_ptr.diff().double(),
+            volume=torch.where(labels.has_stress, 10.0 * graph.structure_ptr.diff().double(), float("nan")),
             labels=labels,
             ids=torch.arange(sizes.structures),
             denominators=Denominators(count * sizes.structures, count * 3 * sizes.atoms, count * 9 * sizes.structures),
@@ -220,7 +227,9 @@ class CompiledFunction:
         start = time.perf_counter()
         # Otherwise two sizes that happen to be equal would be taken for one.
         shapes = torch.fx.experimental._config.patch(use_duck_shape=False)  # type: ignore[attr-defined]
-        with shapes, _plain_sums(), _matmul_precision(self.precision):
+        with shapes, _plain_sums(), matmul_precision(self.precision), warnings.catch_warnings():
+            # Whether to is said by training.matmul_precision.
+            warnings.filterwarnings("ignore", message="TensorFloat32 tensor cores")
             yield
         self.report.inductor_s = round(self.report.inductor_s + time.perf_counter() - start, 3)
         graphs, breaks = (after - earlier for after, earlier in zip(_counts(), before, strict=True))
@@ -243,7 +252,7 @@ class CompiledFunction:
             TraceError: that code does not serve these tensors.
         """
         try:
-            with torch.compiler.set_stance("fail_on_recompile"), _matmul_precision(self.precision):
+            with torch.compiler.set_stance("fail_on_recompile"), matmul_precision(self.precision):
                 return self._compiled(*self.weights, *tensors)
         except RuntimeError as error:
             if "recompile" not in str(error):
@@ -260,8 +269,12 @@ def _counts() -> tuple[int, int]:
 
 
 @contextmanager
-def _matmul_precision(precision: str) -> Iterator[None]:
-    """How CUDA multiplies float32 matrices in this block."""
+def matmul_precision(precision: str) -> Iterator[None]:
+    """How CUDA multiplies float32 matrices in this block, of forward and backward passes.
+
+    Args:
+        precision: float32, tf32 or bf16; the last is part of the graph, and all else float32.
+    """
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
     try:
@@ -403,6 +416,11 @@ class CompiledTraining:
         value: Tensor = self._loss(flatten(batch))
         return value
 
+    def backward(self, loss: Tensor) -> None:
+        """The gradients of what `loss` gave."""
+        with matmul_precision(self.precision):
+            torch.autograd.backward(loss)
+
     def predict(self, graph: Graph) -> Prediction:
         """Predictions without derivatives by the weights."""
         assert self._predict is not None
@@ -431,12 +449,16 @@ class CompiledTraining:
             found = zip(named.items(), gradients, strict=True)
             return {"loss": loss.detach()} | {n: torch.zeros_like(p) if g is None else g for (n, p), g in found}
 
-        eager = results(self.eager_loss(self.potential(batch.graph), batch))
-        return self._judge(results(function(flatten(batch))), eager, kind, flatten(batch))
+        with matmul_precision("float32"):
+            eager = results(self.eager_loss(self.potential(batch.graph), batch))
+        with matmul_precision(self.precision):
+            ours = results(function(flatten(batch)))
+        return self._judge(ours, eager, kind, flatten(batch))
 
     def _compare_predictions(self, batch: Batch) -> float:
         names = Prediction._fields[:4]
-        eager = dict(zip(names, self.potential(batch.graph)[:4], strict=True))
+        with matmul_precision("float32"):
+            eager = dict(zip(names, self.potential(batch.graph)[:4], strict=True))
         compiled = dict(zip(names, self.predict(batch.graph)[:4], strict=True))
         return self._judge(compiled, eager, "compiled", [*batch.graph])
 

@@ -120,7 +120,7 @@ class TrainingModule(LightningModule):
         losses = []
         for batch in first:
             losses.append(self.loss_of(batch))
-            torch.autograd.backward(losses[-1])
+            self.backward(losses[-1])
         losses.append(self.loss_of(last))
         total = torch.stack([loss.detach() for loss in losses]).sum()
         self.shares = torch.stack([total, torch.full_like(total, self.wish)])[None]
@@ -134,6 +134,13 @@ class TrainingModule(LightningModule):
     def loss_of(self, batch: Batch) -> Tensor:
         """A batch's share of the loss of its step."""
         return self.loss(self.potential(batch.graph), batch) if self.compiled is None else self.compiled.loss(batch)
+
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        """The gradients of a loss; Lightning's hook."""
+        if self.compiled is None:
+            torch.autograd.backward(loss)
+        else:
+            self.compiled.backward(loss)
 
     def optimizer_zero_grad(self, *args: Any, **kwargs: Any) -> None:
         """Done at the beginning of a step: Lightning would do it between its forward and its last backward."""
