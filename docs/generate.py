@@ -116,7 +116,7 @@ def options(parser: argparse.ArgumentParser) -> Iterable[list[str]]:
         value = "\\|".join(map(str, action.choices)) if action.choices else str(action.metavar or action.dest.upper())
         takes = f" {value}" if action.option_strings and action.nargs != 0 else ""
         shown = action.default
-        plain = shown in (None, False, argparse.SUPPRESS) or shown == {} or not action.option_strings
+        plain = shown in (None, False, argparse.SUPPRESS) or shown in ({}, []) or not action.option_strings
         yield [f"`{label}{takes}`".replace("\\|", "|"), "" if plain else f"`{shown}`", action.help]
 
 
@@ -142,8 +142,18 @@ def commands_page(registry: Registry) -> str:
     )
     for name, entry in registry.commands.items():
         module = importlib.import_module(entry.run.path.partition(":")[0])
-        text += f"## nequip {name}\n\n{module.parser().description}\n\n"
-        text += table(("argument", "default", "meaning"), options(module.parser()))
+        text += f"## nequip {name}\n\n{describe(module.parser(), name)}"
+    return text
+
+
+def describe(parser: argparse.ArgumentParser, name: str) -> str:
+    """What a command does and its options; those of its actions under a heading of their own."""
+    text = f"{parser.description}\n\n"
+    actions = [one for one in parser._actions if isinstance(one, argparse._SubParsersAction)]
+    if not actions:
+        return text + table(("argument", "default", "meaning"), options(parser))
+    for action, inner in actions[0].choices.items():
+        text += f"### nequip {name} {action}\n\n{describe(inner, f'{name} {action}')}"
     return text
 
 

@@ -20,8 +20,8 @@ import torch
 from ase.data import atomic_numbers
 
 from nequip_core.export.artifact import LoadedModel, load_model
-from nequip_core.export.package import write_package
-from nequip_core.export.published import as_package, convert, read_published
+from nequip_core.export.package import without_training, write_package
+from nequip_core.export.published import convert, read_published
 from nequip_core.graph import from_structure
 from nequip_core.neighbors import make_matscipy
 from nequip_core.plugins.manager import load_registry
@@ -66,7 +66,7 @@ def compare(folder: Path) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as name:
         checkpoint, package = Path(name) / "x.ckpt", Path(name) / "x.nequip.zip"
         write_package(checkpoint, members)
-        write_package(package, as_package(members))
+        write_package(package, without_training(members))
         for kind, frames in case["predictions"].items():
             path = package if kind == "ema" else checkpoint
             loaded = load_model(path, weights=kind, registry=load_registry())

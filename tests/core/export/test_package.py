@@ -159,7 +159,8 @@ def test_check_structures_round_trip(tmp_path: Path) -> None:
         CheckCase(one, torch.tensor(-1.5), torch.randn(2, 3), torch.randn(3, 3) if one.pbc.all() else None)
         for one in made
     ]
-    check, tensors = pack_check(cases)
+    check, tensors = pack_check(cases, {"a": torch.tensor([3.0, 4.0])})
+    assert tensors["norm.a"] == 5.0
     write_package(tmp_path / "a", replace(members(), check=check, check_tensors=tensors))
     found = unpack_check(read_package(tmp_path / "a"))
     for case, (structure, energy, forces, stress) in zip(cases, found, strict=True):

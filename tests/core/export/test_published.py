@@ -20,8 +20,8 @@ import torch
 
 from nequip_core.errors import ArtifactError, InputError
 from nequip_core.export.artifact import load_model
-from nequip_core.export.package import Members, write_package
-from nequip_core.export.published import Published, StandIn, Unpickler, as_package, convert, read_published
+from nequip_core.export.package import Members, without_training, write_package
+from nequip_core.export.published import Published, StandIn, Unpickler, convert, read_published
 from nequip_core.models.published import Options
 from nequip_core.plugins.manager import load_registry
 
@@ -77,7 +77,7 @@ def test_averaged_and_raw_weights(tmp_path: Path) -> None:
     assert members.training is not None
     assert any(not torch.equal(members.weights[name], members.training.raw[name]) for name in members.weights)
     write_package(tmp_path / "x.ckpt", members)
-    write_package(tmp_path / "x.nequip.zip", as_package(members))
+    write_package(tmp_path / "x.nequip.zip", without_training(members))
     raw = load_model(tmp_path / "x.ckpt", weights="raw")
     assert raw.weights == "raw"
     assert raw.kind == "checkpoint"

@@ -55,8 +55,8 @@ def run(argv: list[str]) -> int:
 
 def _model(source: Path, out: Path, elements: dict[str, str], licence: str | None) -> int:
     from nequip_core.cli.loading import say
-    from nequip_core.export.package import write_package
-    from nequip_core.export.published import as_package, convert, read_published
+    from nequip_core.export.package import without_training, write_package
+    from nequip_core.export.published import convert, read_published
     from nequip_core.plugins.manager import load_registry
 
     published = read_published(source)
@@ -66,7 +66,7 @@ def _model(source: Path, out: Path, elements: dict[str, str], licence: str | Non
     if out.suffix == ".zip":
         if members.training is not None and members.training.raw:
             say("left out: the raw weights (OUT.ckpt keeps both)")
-        members = as_package(members)
+        members = without_training(members)
     write_package(out, members)
     if members.manifest["licence"] is None:
         say("licence: the source states none; --licence TEXT writes one into the file")

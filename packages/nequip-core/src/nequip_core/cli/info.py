@@ -26,8 +26,11 @@ def parser() -> argparse.ArgumentParser:
 
 def run(argv: list[str]) -> int:
     """Print it."""
-    options = parser().parse_args(argv)
+    return show(parser().parse_args(argv))
 
+
+def show(options: argparse.Namespace) -> int:
+    """Print what the options ask for; `nequip package info` has the same."""
     with imports():
         from nequip_core.cli.loading import load
 

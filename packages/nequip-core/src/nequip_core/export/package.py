@@ -10,7 +10,7 @@ import hashlib
 import json
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,6 +22,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from nequip_core.errors import ArtifactError
+from nequip_core.export.upgrade import UPGRADES, Contents, EditedError, upgraded
 from nequip_core.files import atomic_write
 from nequip_core.structure import Structure
 
@@ -36,6 +37,11 @@ UNITS = {
     "virial": "eV",
     "stress": "eV/Angstrom^3",
 }
+
+
+class ChangedError(ArtifactError):
+    """A file's contents are not those that its hash was made of."""
+
 
 Json = dict[str, Any]
 Tensors = dict[str, Tensor]
@@ -61,6 +67,12 @@ TRAINING = {
     "optimizer_tensors": "optimizer.safetensors",
 }
 """The same for `TrainingMembers`."""
+
+
+MANIFEST = frozenset(
+    {"versions", "model_hash", "raw_model_hash", "model_from", "units", "weights", "licence", "citations"}
+)
+"""What each manifest says besides format and schema; see `manifest`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -209,15 +221,29 @@ def read_package(path: str | Path, *, training: bool = False) -> Members:
     try:
         with zipfile.ZipFile(path) as archive:
             names = frozenset(archive.namelist())
-            _check_manifest(path, archive, names)
-            state = TrainingMembers(**_read(path, archive, names, TRAINING)) if training else None
-            members = Members(**_read(path, archive, names, PACKAGE), training=state)
-    except zipfile.BadZipFile as error:
+            schema = _check_manifest(path, archive, names)
+            wanted = names if schema < SCHEMA else names & {*PACKAGE.values(), *(TRAINING.values() if training else ())}
+            contents = {name: _decode(path, name, archive.read(name)) for name in sorted(wanted)}
+    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError) as error:
+        # What zipfile raises for members that are damaged, encrypted or packed in an unknown way.
         raise ArtifactError(f"{path} {_unreadable(path)} ({error}).") from error
+    if schema < SCHEMA:
+        contents, names = _upgraded(path, contents, schema), frozenset(PACKAGE.values())
+    state = TrainingMembers(**_fields(path, contents, names, TRAINING)) if training else None
+    members = Members(**_fields(path, contents, names, PACKAGE), training=state)
+    if schema < SCHEMA:
+        # It was checked by its own hash when it was upgraded.
+        hashes = {"model_hash": model_hash(members.model, members.weights)}
+        return replace(members, manifest=members.manifest | hashes)
     _check_hash(path, "model_hash", members, members.weights)
     if state is not None and state.raw:
         _check_hash(path, "raw_model_hash", members, state.raw)
     return members
+
+
+def without_training(members: Members) -> Members:
+    """A package of a checkpoint: the same weights without the rest."""
+    return replace(members, manifest=members.manifest | {"raw_model_hash": None}, training=None)
 
 
 def is_checkpoint(path: str | Path) -> bool:
@@ -226,9 +252,13 @@ def is_checkpoint(path: str | Path) -> bool:
         return "state.json" in archive.namelist()
 
 
-def pack_check(cases: Sequence[CheckCase]) -> tuple[Json, Tensors]:
-    """check.json and check.safetensors."""
-    tensors: Tensors = {}
+NORM = "norm."
+"""Before a weight's name in check.safetensors."""
+
+
+def pack_check(cases: Sequence[CheckCase], weights: Tensors) -> tuple[Json, Tensors]:
+    """check.json and check.safetensors: what the weights predict for these structures, and the norm of each."""
+    tensors: Tensors = {f"{NORM}{name}": tensor.detach().double().norm() for name, tensor in weights.items()}
     for n, (structure, energy, forces, stress) in enumerate(cases):
         tensors |= {
             f"{n}.positions": torch.from_numpy(structure.positions),
@@ -265,6 +295,12 @@ def unpack_check(members: Members) -> list[CheckCase]:
     return cases
 
 
+def unpack_norms(members: Members) -> Tensors:
+    """The norms of the weights when they were written, by their names; files of early versions have none."""
+    tensors = members.check_tensors
+    return {name.removeprefix(NORM): tensor for name, tensor in tensors.items() if name.startswith(NORM)}
+
+
 def _contents(members: Members) -> Iterator[tuple[str, Any]]:
     for part, table in ((members, PACKAGE), (members.training, TRAINING)):
         if part is not None:
@@ -278,23 +314,36 @@ def _encode(name: str, content: Any) -> bytes:
     return safetensors.torch.save({key: t.detach().to("cpu", copy=True).contiguous() for key, t in content.items()})
 
 
-def _read(path: Path, archive: zipfile.ZipFile, names: frozenset[str], table: dict[str, str]) -> dict[str, Any]:
+def _fields(path: Path, contents: Contents, names: frozenset[str], table: dict[str, str]) -> dict[str, Any]:
     missing = sorted(set(table.values()) - names)
     if missing and table is TRAINING and not set(table.values()) & names:
         raise ArtifactError(f"{path} is a package: it holds no training state. Expected a checkpoint (.ckpt) of a run.")
     if missing:
         raise ArtifactError(f"{path} lacks {', '.join(missing)}: it was changed or badly copied. Take another copy.")
-    return {key: _decode(path, name, archive.read(name)) for key, name in table.items()}
+    return {key: contents[name] for key, name in table.items()}
 
 
 def _decode(path: Path, name: str, content: bytes) -> Any:
     try:
         return json.loads(content) if name.endswith(".json") else safetensors.torch.load(content)
-    except (ValueError, SafetensorError) as error:
+    except (ValueError, RecursionError, SafetensorError) as error:
         raise ArtifactError(f"{path}: its member {name} can not be read ({error}). Take another copy.") from error
 
 
-def _check_manifest(path: Path, archive: zipfile.ZipFile, names: frozenset[str]) -> None:
+def _upgraded(path: Path, contents: Contents, schema: int) -> Contents:
+    try:
+        return upgraded(contents, schema, SCHEMA)
+    except EditedError as error:
+        raise ChangedError(f"{path}: {error}. The file was changed after it was written. Take another copy.") from error
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ArtifactError(
+            f"{path} is of schema {schema}, but not as that schema says ({type(error).__name__}: {error}). It was "
+            "changed or badly copied. Take another copy."
+        ) from error
+
+
+def _check_manifest(path: Path, archive: zipfile.ZipFile, names: frozenset[str]) -> int:
+    """The schema, if it is one of ours that can be read."""
     if "manifest.json" not in names:
         raise ArtifactError(f"{path} {_foreign(names)}")
     about = _decode(path, "manifest.json", archive.read("manifest.json"))
@@ -302,19 +351,23 @@ def _check_manifest(path: Path, archive: zipfile.ZipFile, names: frozenset[str])
     if found != FORMAT:
         raise ArtifactError(f"{path}: its manifest says format {found!r}, expected {FORMAT!r}. It is not one of ours.")
     schema = about.get("schema")
-    if not isinstance(schema, int) or schema > SCHEMA:
+    if type(schema) is not int or not min(UPGRADES) <= schema <= SCHEMA:
         versions = about.get("versions", {})
         writer = versions.get("nequip-core", "?") if isinstance(versions, dict) else "?"
         raise ArtifactError(
             f"{path} is of schema {schema}; this nequip-core reads schemas up to {SCHEMA}. It was written by "
             f"nequip-core {writer}: install that version or a later one."
         )
+    missing = sorted(MANIFEST - about.keys()) if schema == SCHEMA else []
+    if missing:
+        raise ArtifactError(f"{path}: its manifest lacks {', '.join(missing)}. Take another copy.")
+    return schema
 
 
 def _check_hash(path: Path, key: str, members: Members, weights: Tensors) -> None:
     expected, received = members.manifest.get(key), model_hash(members.model, weights)
     if expected != received:
-        raise ArtifactError(
+        raise ChangedError(
             f"{path}: {key} in its manifest is {expected}, but the model block and weights inside give {received}. The "
             "file was changed after it was written. Take another copy."
         )

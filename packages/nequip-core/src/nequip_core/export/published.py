@@ -11,7 +11,7 @@ import pickle
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any, Literal
 
@@ -22,6 +22,7 @@ from torch import Tensor
 
 from nequip_core.errors import ArtifactError, InputError
 from nequip_core.export.package import Json, Members, Provenance, Tensors, TrainingMembers, manifest
+from nequip_core.export.verify import with_check
 from nequip_core.files import sha256
 from nequip_core.models.build import build_model
 from nequip_core.ops.select import Ops
@@ -175,7 +176,7 @@ def convert(
         "kind": f"published {published.kind}",
         "versions": published.versions,
     }
-    return Members(
+    members = Members(
         manifest=about | {"converted_from": source},
         model=provenance.model,
         weights=weights,
@@ -185,12 +186,7 @@ def convert(
         check_tensors={},
         training=training,
     )
-
-
-def as_package(members: Members) -> Members:
-    """Without the raw weights."""
-    about = members.manifest | {"raw_model_hash": None}
-    return replace(members, manifest=about, training=None)
+    return with_check(published.path, members, registry)
 
 
 # ---------------------------------------------------------------------------------------------------- reading

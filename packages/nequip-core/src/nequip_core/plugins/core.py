@@ -151,6 +151,7 @@ def nequip_commands() -> Iterable[CommandEntry]:
         "info": "what a model is: types, cut-offs, layers, training data, versions",
         "md": "molecular dynamics in ASE",
         "relax": "relax atoms, and the cell if asked",
+        "package": "make, list, compare, change and verify the files that models are shared as",
         "convert": "a published checkpoint, package or training config into ours",
         "plugins": "what each installed plugin offers",
         "doctor": "versions, devices, compilers, plugins and engines of this machine",

@@ -63,7 +63,7 @@ class PackageIO(CheckpointIO):
         rest["ema_updates"] = None if ema is None else ema["updates"]
         state_tensors: Tensors = {}
         optimizer_tensors: Tensors = {}
-        check, check_tensors = pack_check(cases)
+        check, check_tensors = pack_check(cases, weights)
         kind = "raw" if ema is None else "ema"
         training = TrainingMembers(
             config=self.provenance.config,
