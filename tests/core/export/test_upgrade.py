@@ -1,4 +1,4 @@
-"""Files of every schema that was ever written are read, and are the model that they were."""
+"""Files of every schema are read, and are the model that they were."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Files of older schemas, member by member, in the form of today's.
 
-Each schema that was ever written stays readable: `UPGRADES` holds a function from each to the next. What the schemas
-are is written down in docs/reference/versions.md; tests/golden/packages keeps a file of each.
+Every schema stays readable: `UPGRADES` holds a function from each to the next. What the schemas are is written down in
+docs/reference/versions.md; tests/golden/packages keeps a file of each.
 """
 
 from __future__ import annotations
