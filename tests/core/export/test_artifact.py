@@ -89,7 +89,7 @@ def test_predictions_are_the_models(
     assert loaded.hash == model_hash(read_package(path).model, dict(model.state_dict()))
     assert loaded.info == model.info
     assert loaded.type_map.names == ("H", "O")
-    assert loaded.config.cutoff == 3.5
+    assert loaded.config["cutoff"] == 3.5
     assert loaded.kernels["nequip.convolution/1"]["chosen"]
 
 

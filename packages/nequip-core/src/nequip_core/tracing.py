@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, get_type_hints
@@ -62,6 +62,7 @@ def trace(
     inputs_axes: Sequence[tuple[str | int, ...]],
     sizes: Sizes,
     smallest: Sizes,
+    operators: Mapping[Any, Callable[..., Any]] | None = None,
 ) -> fx.GraphModule:
     """The graph of ``function(*parameters, *inputs)``, with as many structures, atoms and edges as there may be.
 
@@ -72,6 +73,7 @@ def trace(
         inputs_axes: of each input, see `axes`.
         sizes: of the example; torch reasons with them where it needs some number.
         smallest: below which the graph is not to be used.
+        operators: that are written out, each as what this function does in its place.
 
     Raises:
         TraceError: what the function does depends on values or sizes; the message names the operator and the line.
@@ -86,9 +88,8 @@ def trace(
             fakes.append(torch.empty(shape, dtype=tensor.dtype, device=tensor.device))
     # In one thread, since another thread of autograd would not see the table of decompositions (torch 2.12).
     with mode, torch.autograd.set_multithreading_enabled(False), environment.kept_open(), _located(lengths):
-        traced = make_fx(function, dict(core_aten_decompositions()), tracing_mode="real", _allow_non_fake_inputs=True)(
-            *fakes
-        )
+        table = {**core_aten_decompositions(), **(operators or {})}
+        traced = make_fx(function, table, tracing_mode="real", _allow_non_fake_inputs=True)(*fakes)
     for node in traced.graph.nodes:
         if node.target is torch.ops.aten.detach.default:
             raise TraceError(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from nequip_core.cli.imports import imports
@@ -32,19 +31,19 @@ def run(argv: list[str]) -> int:
 def show(options: argparse.Namespace) -> int:
     """Print what the options ask for; `nequip package info` has the same."""
     with imports():
-        from nequip_core.cli.loading import load
+        from nequip_core.cli.loading import inspect
 
-    report = describe(load(options, device="cpu"))
+    report = describe(inspect(options))
     print(json.dumps(report, indent=2) if options.json else as_text(report))
     return 0
 
 
 def describe(loaded: LoadedModel) -> dict[str, Any]:
     """The report as ``--json`` prints it. Lengths in Å, energies in eV."""
-    info, model = loaded.info, loaded.potential.model
+    info = loaded.info
     return {
         "schema": SCHEMA,
-        "name": loaded.config.name,
+        "name": loaded.config["name"],
         "kind": loaded.kind,
         "path": str(loaded.path),
         "checkpoint": loaded.checkpoint,
@@ -61,17 +60,29 @@ def describe(loaded: LoadedModel) -> dict[str, Any]:
         "strictly_local": info.strictly_local,
         "ghost_distance_A": info.ghost_distance,
         "dtype": info.dtype,
-        "n_parameters": sum(parameter.numel() for parameter in model.architecture.parameters()),
-        "atomic_energies_eV": dict(zip(info.types, model.shift.tolist(), strict=True)),
-        "energy_scale_eV": dict(zip(info.types, model.scale.tolist(), strict=True)),
+        "n_parameters": loaded.n_parameters,
+        "atomic_energies_eV": dict(loaded.atomic_energies),
+        "energy_scale_eV": dict(loaded.energy_scale),
         "units": loaded.manifest["units"],
         "training_data": loaded.data,
         "metrics": loaded.metrics,
         "versions": loaded.manifest["versions"],
         "licence": loaded.manifest["licence"],
         "citations": loaded.manifest["citations"],
-        "model": asdict(loaded.config),
+        "model": loaded.config,
+        **_compiled(loaded),
     }
+
+
+def _compiled(loaded: LoadedModel) -> dict[str, Any]:
+    """What only a compiled file has: the machine that it is for."""
+    from nequip_core.export.compiled import CompiledPotential
+
+    if not isinstance(loaded.potential, CompiledPotential):
+        return {}
+    metadata = loaded.potential.metadata
+    names = ("target", "device", "isa", "capability", "torch", "cuda", "kernels", "kernel_libraries")
+    return {name: getattr(metadata, name) for name in (*names, "inputs", "outputs")}
 
 
 def as_text(report: dict[str, Any]) -> str:
@@ -95,6 +106,7 @@ def as_text(report: dict[str, Any]) -> str:
         "metrics": ", ".join(f"{k} {v:.4g}" for k, v in report["metrics"].items() if isinstance(v, float)),
         "versions": ", ".join(f"{name} {version}" for name, version in report["versions"].items()),
         "licence": report["licence"] or "not stated",
+        "compiled for": _machine(report),
         "citations": ", ".join(report["citations"]),
     }
     width = max(map(len, rows))
@@ -108,3 +120,12 @@ def _fit(data: dict[str, Any]) -> str:
         return ""
     loose = energies["undetermined"]
     return f"{energies['method']}, {energies['fit']}" + (f"; not determined: {', '.join(loose)}" if loose else "")
+
+
+def _machine(report: dict[str, Any]) -> str:
+    """What a compiled file runs on."""
+    if "target" not in report:
+        return ""
+    code = report["isa"] or f"CUDA {report['cuda']}, capability {report['capability']}"
+    kernels = ", ".join(f"{op} {about['chosen']}" for op, about in report["kernels"].items())
+    return f"{report['target']}, {report['device']} ({code}), torch {report['torch']}; kernels: {kernels}"

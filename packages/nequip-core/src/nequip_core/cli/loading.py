@@ -9,8 +9,9 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
-from nequip_core.export.artifact import LoadedModel, load_model
+from nequip_core.export.artifact import LoadedModel, inspect_model, load_model
 from nequip_core.plugins.manager import load_registry
 
 
@@ -19,11 +20,22 @@ def say(message: str) -> None:
     print(message, file=sys.stderr, flush=True)
 
 
-def load(options: argparse.Namespace, *, device: str) -> LoadedModel:
-    """The model that ``add_model``'s options name; says which checkpoint, weights and device it took."""
-    loaded = load_model(
-        options.model, checkpoint=options.checkpoint, weights=options.weights, device=device, registry=load_registry()
-    )
+def load(options: argparse.Namespace, *, device: str, **how: Any) -> LoadedModel:
+    """The model that ``add_model``'s options name; says which checkpoint, weights and device it took.
+
+    ``how``: further arguments of `nequip_core.export.artifact.load_model`.
+    """
+    which = {"checkpoint": options.checkpoint, "weights": options.weights, "registry": load_registry()}
+    return _said(load_model(options.model, device=device, **which, **how))
+
+
+def inspect(options: argparse.Namespace) -> LoadedModel:
+    """The same, to be read about only."""
+    which = {"checkpoint": options.checkpoint, "weights": options.weights, "registry": load_registry()}
+    return _said(inspect_model(options.model, **which))
+
+
+def _said(loaded: LoadedModel) -> LoadedModel:
     what = f"checkpoint {loaded.checkpoint}" if loaded.checkpoint else loaded.kind
     say(f"model: {loaded.path} ({what}, {loaded.weights} weights) on {loaded.device}, {loaded.info.dtype}")
     return loaded

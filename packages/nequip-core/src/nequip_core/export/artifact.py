@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
 
 from nequip_core.errors import ArtifactError, ConfigError, InputError
+from nequip_core.export.compiled import CompiledPotential, is_compiled, load_compiled, read_metadata
 from nequip_core.export.package import Json, Members, Tensors, is_checkpoint, read_package
 from nequip_core.models.base import EnergyModel, ModelConfig, ModelInfo
 from nequip_core.models.build import build_model
@@ -24,7 +25,7 @@ CHECKPOINTS = "checkpoints"
 
 CPU = torch.device("cpu")
 
-Kind = Literal["checkpoint", "package"]
+Kind = Literal["checkpoint", "package", "compiled"]
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -32,7 +33,7 @@ class LoadedModel:
     """A potential with what its file says about it.
 
     Attributes:
-        potential: in evaluation mode, on ``device``; its weights ask for no gradients.
+        potential: in evaluation mode, on ``device``; its weights ask for no gradients. Of a compiled file: its code.
         info: cut-offs, types, layers, dtype.
         type_map: from structures to type indices.
         config: the resolved model block.
@@ -46,12 +47,15 @@ class LoadedModel:
         hash: of the model block and these weights.
         device: where it is.
         kernels: {operator: {chosen, refused}}.
+        n_parameters: of the architecture.
+        atomic_energies: E0 by type, eV.
+        energy_scale: by type, eV.
     """
 
-    potential: Potential
+    potential: Potential | CompiledPotential
     info: ModelInfo
     type_map: TypeMap
-    config: ModelConfig
+    config: Json
     manifest: Json
     data: Json
     metrics: Json
@@ -62,6 +66,9 @@ class LoadedModel:
     hash: str
     device: torch.device
     kernels: Mapping[str, Mapping[str, Any]]
+    n_parameters: int
+    atomic_energies: Mapping[str, float]
+    energy_scale: Mapping[str, float]
 
 
 def load_model(
@@ -71,9 +78,13 @@ def load_model(
     weights: Literal["ema", "raw"] = "ema",
     device: str | torch.device = "cpu",
     kernels: str | Mapping[str, str] = "auto",
+    dtype: str | None = None,
     registry: Registry | None = None,
 ) -> LoadedModel:
-    """Load a model from a run's folder, a checkpoint or a package. Imports nothing that the file names.
+    """Load a model from a run's folder, a checkpoint, a package or a compiled file.
+
+    Nothing that the file names is imported. A compiled file has its weights, kernels and dtype inside: naming others
+    is an error.
 
     Args:
         path: DIR means DIR/checkpoints/best.ckpt.
@@ -81,24 +92,28 @@ def load_model(
         weights: "ema": the averaged ones where there are any; "raw": the trained ones.
         device: "auto" (CUDA where there is one), "cpu", "cuda", "cuda:1".
         kernels: "auto", "reference", a kernel's name, or {operator: name}.
+        dtype: "float32" or "float64"; None: the file's.
         registry: of plugins; the installed ones unless given.
 
     Raises:
         ArtifactError: the file can not be read, lacks what was asked for, makes no model, or its hash is not that of
-            its contents; the named kernel can not serve.
+            its contents; the named kernel can not serve; a compiled file is for another machine.
         InputError: the device is not there.
     """
+    if is_compiled(path):
+        return _load_compiled(Path(path), weights=weights, device=device, kernels=kernels, dtype=dtype)
     registry = load_registry() if registry is None else registry
     where = resolve_device(device)
     folder = Path(path).is_dir()
     file = checkpoint_file(path, checkpoint) if folder else Path(path)
     members, kind = read_weights(file, weights)
-    model, config, ops = model_of(file, members, registry, kernels=kernels, device=where)
+    model, config, ops = model_of(file, members, registry, kernels=kernels, device=where, dtype=dtype)
+    types = model.info.types
     return LoadedModel(
         potential=Potential(model.to(where)).eval().requires_grad_(False),
         info=model.info,
         type_map=TypeMap(model.info.types, model.info.elements),
-        config=config,
+        config=asdict(config),
         manifest=members.manifest,
         data=members.data,
         metrics=members.metrics,
@@ -109,6 +124,69 @@ def load_model(
         hash=members.manifest["model_hash"],
         device=where,
         kernels=ops.report,
+        n_parameters=sum(parameter.numel() for parameter in model.architecture.parameters()),
+        atomic_energies=dict(zip(types, model.shift.tolist(), strict=True)),
+        energy_scale=dict(zip(types, model.scale.tolist(), strict=True)),
+    )
+
+
+def _load_compiled(
+    path: Path,
+    *,
+    weights: str,
+    device: str | torch.device,
+    kernels: str | Mapping[str, str],
+    dtype: str | None,
+) -> LoadedModel:
+    potential = load_compiled(path, resolve_device(device))
+    metadata = potential.metadata
+    for what, asked, inside in (
+        ("kernels", kernels, "auto"),
+        ("dtype", dtype, metadata.dtype),
+        ("weights", weights, metadata.weights),
+    ):
+        # "ema", the default, means raw ones too where there are no others.
+        if asked not in (None, "auto", "ema", inside):
+            raise ArtifactError(
+                f"{path} is compiled: its {what} can not be {asked} any more. Compile the model again with --{what}."
+            )
+    return _of_compiled(potential)
+
+
+def inspect_model(
+    path: str | Path, *, checkpoint: str = "best", weights: Literal["ema", "raw"] = "ema", registry: Registry
+) -> LoadedModel:
+    """A model to be read about, on the CPU; a compiled file may be for any machine, and its code is not loaded.
+
+    Raises:
+        ArtifactError: as for `load_model`.
+    """
+    if is_compiled(path):
+        metadata = read_metadata(path)
+        return _of_compiled(CompiledPotential(path, metadata, torch.device(metadata.device)))
+    return load_model(path, checkpoint=checkpoint, weights=weights, registry=registry)
+
+
+def _of_compiled(potential: CompiledPotential) -> LoadedModel:
+    metadata = potential.metadata
+    return LoadedModel(
+        potential=potential,
+        info=metadata.info,
+        type_map=TypeMap(tuple(metadata.types), tuple(metadata.elements)),
+        config=metadata.model,
+        manifest=metadata.manifest,
+        data=metadata.training_data,
+        metrics=metadata.metrics,
+        path=potential.path,
+        kind="compiled",
+        checkpoint=None,
+        weights=metadata.weights,
+        hash=metadata.model_hash,
+        device=potential.device,
+        kernels=metadata.kernels,
+        n_parameters=metadata.n_parameters,
+        atomic_energies=metadata.atomic_energies_eV,
+        energy_scale=metadata.energy_scale_eV,
     )
 
 
@@ -119,6 +197,7 @@ def model_of(
     *,
     kernels: str | Mapping[str, str] = "auto",
     device: torch.device = CPU,
+    dtype: str | None = None,
 ) -> tuple[EnergyModel, ModelConfig, Ops]:
     """The model that a file's members make, on the CPU with operators for ``device``; its config; its operators.
 
@@ -127,10 +206,19 @@ def model_of(
     """
     entry = _entry(path, members, registry)
     config = _config(path, members, entry)
+    given = config.dtype
+    config.dtype = dtype or given
     ops = Ops(registry.kernels, request=kernels, dtype=getattr(torch, config.dtype), device=device)
     model = _build(path, entry, config, ops)
-    _fill(path, model, members.weights)
+    weights = members.weights if config.dtype == given else _cast(members.weights, model)
+    _fill(path, model, weights)
     return model, config, ops
+
+
+def _cast(weights: Tensors, model: EnergyModel) -> Tensors:
+    """The weights in the dtypes of the model."""
+    dtypes = {name: tensor.dtype for name, tensor in model.state_dict().items()}
+    return {name: tensor.to(dtypes.get(name, tensor.dtype)) for name, tensor in weights.items()}
 
 
 def checkpoint_file(folder: str | Path, checkpoint: str) -> Path:

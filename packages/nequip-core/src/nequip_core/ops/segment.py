@@ -56,13 +56,23 @@ def sum_rows(x: Tensor, index: Tensor, ptr: Tensor, order: Tensor | None = None)
     if x.device.type == "cpu":
         # index_add over the first dimension adds row after row: deterministic on the CPU, and needs no permutation.
         return x.new_zeros(segments, *x.shape[1:]).index_add(0, index, x)
-    # Elsewhere index_add is atomic. One thread of embedding_bag sums one column of one bag in order.
     if x.shape[0] == 0 or x[:1].numel() == 0:
         return x.new_zeros(segments, *x.shape[1:])
+    return sum_bags(x, index, ptr, order)
+
+
+def sum_bags(x: Tensor, index: Tensor, ptr: Tensor, order: Tensor | None = None) -> Tensor:
+    """What `segment_sum` computes, by one operator that every device has and that asks for no size.
+
+    One thread of it sums one column of one segment in the order of the rows, where index_add on a GPU would be atomic.
+    """
     rows = torch.arange(x.shape[0], device=x.device) if order is None else order
     flat = x.flatten(1) if x.dim() > 1 else x.unsqueeze(1)
-    bags = torch.nn.functional.embedding_bag(rows, flat.contiguous(), ptr, mode="sum", include_last_offset=True)
-    return bags.reshape(segments, *x.shape[1:])
+    mode, last_is_end = 0, True  # sums; ptr has one more number than there are segments
+    bags: Tensor = torch.ops.aten._embedding_bag_forward_only.default(
+        flat.contiguous(), rows, ptr, False, mode, False, None, last_is_end
+    )[0]
+    return bags.reshape(ptr.shape[0] - 1, *x.shape[1:])
 
 
 def _shape_of_gather(x: Tensor, index: Tensor, ptr: Tensor, order: Tensor | None = None) -> Tensor:

@@ -90,15 +90,19 @@ def nequip_neighbor_lists() -> Iterable[NeighborListEntry]:
 
 @hookimpl
 def nequip_export_targets() -> Iterable[TargetEntry]:
-    """The graph's tensors in; energies, forces and virials out."""
-    yield TargetEntry(
-        name="ase",
-        inputs=GRAPH,
-        outputs=("atomic_energy", "forces", "virial"),
-        dynamic=("structures", "atoms", "edges"),
-        prepare=Ref("nequip_core.export.target:prepare"),
-        units={"length": "Angstrom", "energy": "eV", "forces": "eV/Angstrom", "virial": "eV"},
-    )
+    """The graph's tensors in; energies, forces and virials out. Of single atoms for ASE, whose users ask for them."""
+    for name, outputs in (
+        ("ase", ("atomic_energy", "forces", "virial", "atomic_virial")),
+        ("batch", ("atomic_energy", "forces", "virial")),
+    ):
+        yield TargetEntry(
+            name=name,
+            inputs=GRAPH,
+            outputs=outputs,
+            dynamic=("structures", "atoms", "edges"),
+            prepare=Ref("nequip_core.export.target:prepare"),
+            units={"length": "Angstrom", "energy": "eV", "forces": "eV/Angstrom", "virial": "eV"},
+        )
 
 
 @hookimpl
@@ -152,6 +156,7 @@ def nequip_commands() -> Iterable[CommandEntry]:
         "md": "molecular dynamics in ASE",
         "relax": "relax atoms, and the cell if asked",
         "package": "make, list, compare, change and verify the files that models are shared as",
+        "compile": "a model as machine code for an engine",
         "convert": "a published checkpoint, package or training config into ours",
         "plugins": "what each installed plugin offers",
         "doctor": "versions, devices, compilers, plugins and engines of this machine",

@@ -1,0 +1,314 @@
+"""From a potential to a compiled file: machine code that engines load without Python or the model's source.
+
+    trace (nequip_core.tracing) -> torch.export -> AOTInductor -> one file -> compared with eager
+
+The graph holds torch's own operators only, and any number of structures, atoms and edges, none included.
+"""
+
+from __future__ import annotations
+
+import struct
+import time
+import zipfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.export import Dim, ExportedProgram
+from torch.func import functional_call
+
+from nequip_core.errors import ArtifactError, CheckError, InputError
+from nequip_core.export.artifact import LoadedModel
+from nequip_core.export.compiled import (
+    KEY,
+    CompiledPotential,
+    Metadata,
+    capability_of,
+    installed_version,
+    this_isa,
+)
+from nequip_core.export.target import OUTPUTS, inputs_of, outputs_of
+from nequip_core.files import atomic_write
+from nequip_core.graph import Graph, to
+from nequip_core.ops.segment import sum_bags, take_rows
+from nequip_core.plugins.manager import Registry
+from nequip_core.plugins.records import TargetEntry
+from nequip_core.potential import Potential
+from nequip_core.tracing import Sizes, axes, sample_graph, trace
+
+Say = Callable[[str], None]
+
+TRACED, EXPORTED = Sizes(3, 97, 1009), Sizes(2, 53, 601)
+"""Of the two examples: sizes without a common factor, so that none can be taken for another's."""
+
+SMALLEST = Sizes(2, 2, 2)
+"""What the tracer may assume. Nothing in the graph depends on it: `COMPARED` has less."""
+
+LARGEST = 2**31 - 1
+"""Of each size. Without a bound Inductor takes 32-bit indices where the example's suffice, and products overflow."""
+
+COMPARED = (
+    Sizes(1, 1, 0),
+    Sizes(1, 2, 2),
+    Sizes(4, 5, 0),
+    Sizes(1, 24, 530),
+    Sizes(3, 97, 1009),
+    Sizes(16, 301, 4007),
+    Sizes(1, 1000, 9001),
+)
+"""Sizes at which compiled and eager are compared."""
+
+TOLERANCE = {"float64": 1e-10, "float32": 5e-5}
+"""Largest difference of compiled and eager, relative to the largest number of the output."""
+
+ISA = {"x86_64": ("AVX2", {"cpp.march": "x86-64-v3", "cpp.simdlen": 256})}
+"""By machine: the instruction set that files are made for, since its CPUs have it, and Inductor's options for it."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """What became of a compilation.
+
+    Attributes:
+        metadata: of the file.
+        trace_s: seconds of torch.fx and torch.export.
+        inductor_s: seconds of AOTInductor.
+        deviation: {output: largest difference from eager, relative to the output's largest number}.
+        tolerance: allowed.
+    """
+
+    metadata: Metadata
+    trace_s: float
+    inductor_s: float
+    deviation: Mapping[str, float]
+    tolerance: float
+
+
+def compile_model(
+    model: LoadedModel, target: TargetEntry, path: str | Path, registry: Registry, *, native: bool = False, say: Say
+) -> Report:
+    """Write the compiled file of a model, for the device on which it is.
+
+    Args:
+        model: of a checkpoint or package.
+        target: whose outputs are wanted.
+        path: of the file; whole, or not at all.
+        registry: knows the kernels.
+        native: for this very CPU instead of all with `ISA`; quicker where it has AVX512.
+        say: told what takes long.
+
+    Raises:
+        TraceError: the model can not be one graph.
+        CheckError: compiled and eager differ.
+        InputError: the target asks for outputs that there are not.
+    """
+    potential = model.potential
+    if not isinstance(potential, Potential):
+        raise ArtifactError(
+            f"{model.path} is compiled already. Compile the checkpoint or package that it was made from."
+        )
+    unknown = sorted(set(target.outputs) - set(OUTPUTS))
+    if unknown or target.inputs != Graph._fields:
+        raise InputError(
+            f"Target {target.name} can not be compiled: expected the inputs {', '.join(Graph._fields)} and outputs "
+            f"among {', '.join(OUTPUTS)}; received {', '.join(target.inputs)} and {', '.join(target.outputs)}."
+        )
+    libraries = _libraries(model, registry)
+    isa, options = _options(model.device, native)
+    metadata = _metadata(model, target, isa, libraries)
+
+    say("Tracing ...")
+    start = time.perf_counter()
+    program = export_program(potential, target.outputs)
+    trace_s = time.perf_counter() - start
+
+    say("Compiling with Inductor: a minute or two ...")
+    start = time.perf_counter()
+    with TemporaryDirectory() as folder:
+        made, whole = Path(folder) / "made.pt2", Path(folder) / "whole.pt2"
+        options["aot_inductor.metadata"] = {KEY: metadata.to_json()}
+        torch._inductor.aoti_compile_and_package(program, package_path=str(made), inductor_configs=options)
+        without_executable_stack(made, whole)
+        inductor_s = time.perf_counter() - start
+        tolerance = TOLERANCE[metadata.dtype]
+        deviation = compare(CompiledPotential(whole, metadata, model.device), potential, metadata)
+        say(
+            "Compiled and eager differ by "
+            + ", ".join(f"{name} {value:.1e}" for name, value in deviation.items())
+            + f" of the largest number (allowed: {tolerance:.0e})."
+        )
+        wrong = {name: value for name, value in deviation.items() if not value <= tolerance}
+        if wrong:
+            raise CheckError(
+                f"The compiled model is not the eager one: {wrong} of the largest number, allowed are {tolerance}. "
+                f"{path} was not written. This is our fault: please report it, with the torch version "
+                f"{torch.__version__}."
+            )
+        with atomic_write(path, "wb") as file:
+            file.write(whole.read_bytes())
+    return Report(metadata, round(trace_s, 3), round(inductor_s, 3), deviation, tolerance)
+
+
+def export_program(potential: Potential, outputs: tuple[str, ...]) -> ExportedProgram:
+    """The exported program of a potential in evaluation mode: a graph's tensors to these outputs.
+
+    Raises:
+        TraceError: the model can not be one graph.
+    """
+    potential.eval()
+    parameters = dict(potential.named_parameters())
+    names, weights = tuple(parameters), tuple(parameters.values())
+
+    def function(*tensors: Tensor) -> tuple[Tensor, ...]:
+        graph = Graph(*tensors[len(names) :])
+        of_call = dict(zip(names, tensors, strict=False))
+        prediction = functional_call(potential, of_call, (graph,), {"atomic_virial": "atomic_virial" in outputs})
+        return tuple(getattr(prediction, name) for name in outputs)
+
+    device = potential.model.shift.device
+    axes_of_graph = axes(Graph)
+    operators = {
+        torch.ops.nequip.gather.default: take_rows,
+        torch.ops.nequip.segment_sum.default: sum_bags,
+    }
+    example = to(sample_graph(potential.model.info, TRACED), device)
+    traced = trace(function, weights, example, axes_of_graph, TRACED, SMALLEST, operators)
+    return torch.export.export(
+        _Bound(traced, weights),
+        tuple(to(sample_graph(potential.model.info, EXPORTED), device)),
+        dynamic_shapes=(_dynamic_shapes(axes_of_graph),),
+        strict=False,
+    )
+
+
+def _dynamic_shapes(axes_of_graph: list[tuple[str | int, ...]]) -> tuple[dict[int, Any], ...]:
+    lengths: dict[str, Any] = {name: Dim(name, min=0, max=LARGEST) for name in Sizes._fields}
+    lengths |= {f"{name}_and_one": lengths[name] + 1 for name in ("structures", "atoms")}
+    return tuple(
+        {axis: lengths[name] for axis, name in enumerate(names) if isinstance(name, str)} for names in axes_of_graph
+    )
+
+
+class _Bound(nn.Module):
+    """A traced graph with its weights."""
+
+    def __init__(self, traced: fx.GraphModule, weights: tuple[Tensor, ...]) -> None:
+        super().__init__()
+        self.traced = traced
+        self.weights = nn.ParameterList(nn.Parameter(weight.detach(), requires_grad=False) for weight in weights)
+
+    def forward(self, *inputs: Tensor) -> Any:
+        return self.traced(*self.weights, *inputs)
+
+
+def compare(compiled: CompiledPotential, potential: Potential, metadata: Metadata) -> dict[str, float]:
+    """{output: largest difference of compiled and eager} at the sizes of `COMPARED`, relative to the largest number."""
+    names = [output["name"] for output in metadata.outputs]
+    with_virials = "atomic_virial" in names
+    difference, largest = dict.fromkeys(names, 0.0), dict.fromkeys(names, 0.0)
+    shift = potential.model.shift
+    for seed, sizes in enumerate(COMPARED):
+        graph = to(sample_graph(potential.model.info, sizes, seed), compiled.device)
+        found, expected = (one(graph, atomic_virial=with_virials) for one in (compiled, potential))
+        for name in names:
+            ours, theirs = getattr(found, name), getattr(expected, name)
+            if not (ours.shape == theirs.shape and ours.dtype == theirs.dtype and bool(ours.isfinite().all())):
+                return {**difference, name: float("nan")}
+            # E0 is large and exact: what is compared with is the part of the energy that the network makes.
+            size = theirs - shift[graph.types] if name == "atomic_energy" else theirs
+            difference[name] = max(difference[name], float((ours - theirs).abs().max()))
+            largest[name] = max(largest[name], float(size.abs().max()))
+    return {name: difference[name] / largest[name] if largest[name] else difference[name] for name in names}
+
+
+def without_executable_stack(source: Path, out: Path) -> None:
+    """Copy a package and clear the flag by which its libraries ask for an executable stack (torch 2.13).
+
+    They do not need it, and glibc 2.41 and later refuse to load such a library.
+    """
+    with zipfile.ZipFile(source) as package, zipfile.ZipFile(out, "w", zipfile.ZIP_STORED) as copy:
+        for member in package.infolist():
+            copy.writestr(zipfile.ZipInfo(member.filename), _plain_stack(package.read(member)))
+
+
+def _plain_stack(content: bytes) -> bytes:
+    elf64, gnu_stack, executable = b"\x7fELF\x02", 0x6474E551, 1
+    if not content.startswith(elf64):
+        return content
+    changed = bytearray(content)
+    (table,) = struct.unpack_from("<Q", changed, 32)  # e_phoff
+    size, count = struct.unpack_from("<HH", changed, 54)  # e_phentsize, e_phnum
+    for place in range(table, table + size * count, size):
+        kind, flags = struct.unpack_from("<II", changed, place)
+        if kind == gnu_stack:
+            struct.pack_into("<I", changed, place + 4, flags & ~executable)
+    return bytes(changed)
+
+
+def _libraries(model: LoadedModel, registry: Registry) -> dict[str, str]:
+    """Versions of what the chosen kernels need at run time besides torch."""
+    libraries: dict[str, str] = {}
+    for op, about in model.kernels.items():
+        entry = next(one for one in registry.kernels.values() if (one.op, one.name) == (op, about["chosen"]))
+        if not entry.exportable:
+            raise InputError(
+                f"The kernel {entry.name} of {op} can not be part of a compiled model. Choose another: --kernels auto "
+                "or --kernels reference."
+            )
+        libraries |= {name: installed_version(name) or "none" for name in entry.libraries if name != "torch"}
+    return libraries
+
+
+def _options(device: torch.device, native: bool) -> tuple[str | None, dict[str, Any]]:
+    """The instruction set of the file, and Inductor's options."""
+    # Indices are those of graphs, which are made with care.
+    options: dict[str, Any] = {"assert_indirect_indexing": False}
+    if device.type != "cpu":
+        return None, options
+    options["cpp.dynamic_threads"] = True  # as many as the engine has, not as many as are here
+    machine, host = this_isa().split(" ", 1)
+    if native or machine not in ISA:
+        return this_isa(), options
+    name, of_isa = ISA[machine]
+    if host == "DEFAULT":
+        raise InputError(f"This CPU has no {name}, for which models are compiled. Use --native.")
+    return f"{machine} {name}", options | of_isa
+
+
+def _metadata(model: LoadedModel, target: TargetEntry, isa: str | None, libraries: dict[str, str]) -> Metadata:
+    info = model.info
+    on_cuda = model.device.type == "cuda"
+    return Metadata(
+        target=target.name,
+        inputs=inputs_of(sample_graph(info, EXPORTED)),
+        outputs=outputs_of(target.outputs),
+        types=list(info.types),
+        elements=list(info.elements),
+        cutoff_A=info.cutoff,
+        pair_cutoffs_A=[list(row) for row in info.pair_cutoffs],
+        message_passing_layers=info.message_passing_layers,
+        strictly_local=info.strictly_local,
+        ghost_distance_A=info.ghost_distance,
+        dtype=info.dtype,
+        units=dict(target.units),
+        device="cuda" if on_cuda else "cpu",
+        isa=isa,
+        capability=capability_of(model.device) if on_cuda else None,
+        torch=torch.__version__,
+        cuda=torch.version.cuda if on_cuda else None,
+        kernels=model.kernels,
+        kernel_libraries=libraries,
+        model_hash=model.hash,
+        weights=model.weights,
+        model=model.config,
+        n_parameters=model.n_parameters,
+        atomic_energies_eV=model.atomic_energies,
+        energy_scale_eV=model.energy_scale,
+        manifest=model.manifest,
+        training_data=model.data,
+        metrics=model.metrics,
+    )
