@@ -82,7 +82,7 @@ def build_graph(
         structure=torch.zeros(atoms, dtype=torch.int64),
         structure_ptr=torch.tensor([0, atoms]),
         row_ptr=_pointers(centre, atoms),
-        by_neighbor=torch.from_numpy(np.argsort(neighbor, kind="stable")),
+        by_neighbor=torch.from_numpy(np.argsort(neighbor * len(neighbor) + np.arange(len(neighbor)))),
         neighbor_ptr=_pointers(neighbor, atoms),
         local=torch.ones(atoms, dtype=torch.bool),
     )
@@ -107,9 +107,20 @@ def edges_of(
         )
     kept = distance < pair_cutoffs[types[centre], types[neighbor]]
     centre, neighbor, shift = centre[kept], neighbor[kept], shift[kept]
-    # Images of one neighbour are ordered too, so that the same structure always gives the same sums.
-    order = np.lexsort((shift[:, 2], shift[:, 1], shift[:, 0], neighbor, centre))
+    order = _order(centre, neighbor, shift, len(positions))
     return Pairs(centre[order], neighbor[order], shift[order])
+
+
+def _order(centre: Ints, neighbor: Ints, shift: Ints, atoms: int) -> Ints:
+    """By centre, then neighbour, then image, so that the same structure always gives the same sums."""
+    low, high = shift.min(axis=0, initial=0), shift.max(axis=0, initial=0)
+    a, b, c = (int(number) for number in high - low + 1)
+    if atoms**2 * a * b * c > np.iinfo(np.int64).max:
+        return np.lexsort((*shift.T[::-1], neighbor, centre))
+    # One number for each, all different: ten times as quick to sort as five columns.
+    x, y, z = (shift - low).T
+    order: Ints = np.argsort((((centre * atoms + neighbor) * a + x) * b + y) * c + z)
+    return order
 
 
 def _pointers(index: Ints, segments: int) -> Tensor:
@@ -168,17 +179,31 @@ def to(graph: Graph, device: torch.device | str) -> Graph:
     return Graph(*(tensor.to(device, non_blocking=True) for tensor in graph))
 
 
-def filter_edges(graph: Graph, kept: Bool[Tensor, "edges"]) -> Graph:
-    """The same atoms with some of the edges; order, pointers and permutation follow without sorting, on the device."""
+def filter_edges(graph: Graph, kept: Bool[Tensor, "edges"], number: int | None = None) -> Graph:
+    """The same atoms with some of the edges; order, pointers and permutation follow without sorting, on the device.
+
+    Args:
+        graph: all edges.
+        kept: which to keep.
+        number: how many they are, if that is known: then nothing is read back from the device.
+    """
     # number of kept edges before each edge, in both orders
-    before = torch.nn.functional.pad(kept.cumsum(0), (1, 0))
     kept_by_neighbor = kept[graph.by_neighbor]
-    before_by_neighbor = torch.nn.functional.pad(kept_by_neighbor.cumsum(0), (1, 0))
-    rows = kept.nonzero().squeeze(1)
+    before, before_by_neighbor = (
+        torch.nn.functional.pad(marks.cumsum(0), (1, 0)) for marks in (kept, kept_by_neighbor)
+    )
+    rows = _where(kept, number)
     return graph._replace(
         edge_index=graph.edge_index.index_select(1, rows),
         edge_shift=graph.edge_shift.index_select(0, rows),
         row_ptr=before[graph.row_ptr],
-        by_neighbor=before[graph.by_neighbor[kept_by_neighbor]],
+        by_neighbor=before[graph.by_neighbor[_where(kept_by_neighbor, len(rows))]],
         neighbor_ptr=before_by_neighbor[graph.neighbor_ptr],
     )
+
+
+def _where(marks: Bool[Tensor, "rows"], number: int | None) -> Int[Tensor, "marked"]:
+    """Which rows are marked. With their number a device is not waited for; the CPU is quicker without."""
+    if number is None or marks.device.type == "cpu":
+        return marks.nonzero().squeeze(1)
+    return torch.nonzero_static(marks, size=number).squeeze(1)
