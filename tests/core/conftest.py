@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 
+from nequip_core.cli.main import main
 from nequip_core.export.package import Members, Provenance, manifest, write_package
 from nequip_core.graph import Graph, from_structure
 from nequip_core.models.base import EnergyModel
@@ -123,3 +125,27 @@ def write_model(
         return path
 
     return write
+
+
+PUBLISHED = Path(__file__).parents[1] / "golden" / "published"
+SMALL_MODELS = {"nequip": "nequip-0.16-checkpoint", "allegro": "allegro-0.8-checkpoint"}
+
+
+@pytest.fixture(scope="session")
+def compiled(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Callable[[str], tuple[Path, Path]]:
+    """``(name)``: the package of a small "nequip" or "allegro" (H and O, float64, cut-offs by pair), and its .pt2.
+
+    Each is compiled once, whatever the number of workers.
+    """
+    base = tmp_path_factory.getbasetemp()
+    folder = base if worker_id == "master" else base.parent
+
+    def make(name: str) -> tuple[Path, Path]:
+        package, out = folder / f"{name}.nequip.zip", folder / f"{name}.nequip.pt2"
+        with FileLock(folder / f"{name}.lock"):
+            if not out.exists():
+                assert main(["convert", str(PUBLISHED / SMALL_MODELS[name] / "last.ckpt"), str(package)]) == 0
+                assert main(["compile", str(package), str(out), "--target", "ase"]) == 0
+        return package, out
+
+    return make
