@@ -7,6 +7,7 @@ import multiprocessing
 import pickle
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import ase.units
 import numpy as np
@@ -23,9 +24,11 @@ from ase.optimize import BFGS
 
 from nequip_core.engines.ase import MovingGraph, NequIPCalculator, check, type_table, voigt
 from nequip_core.errors import ArtifactError, InputError
+from nequip_core.export.artifact import load_model
 from nequip_core.graph import build_graph
 from nequip_core.neighbors import SkinNeighborList, make_vesin
 from nequip_core.plugins.manager import load_registry
+from nequip_core.skin import SkinGraph
 from nequip_core.structure import TypeMap
 
 PROPERTIES = ("energy", "free_energy", "energies", "forces", "stress", "stresses")
@@ -39,6 +42,16 @@ def model(tmp_path: Path, write_model: Callable[..., Path]) -> Path:
 @pytest.fixture
 def make(model: Path) -> Callable[..., NequIPCalculator]:
     return lambda **options: NequIPCalculator.from_file(model, device="cpu", **options)
+
+
+def with_list(model: Path, name: str, **options: Any) -> NequIPCalculator:
+    return NequIPCalculator(load_model(model), load_registry().neighbor_lists[name], **options)
+
+
+@pytest.fixture(params=["vesin", "device"])
+def make_with_list(model: Path, request: pytest.FixtureRequest) -> Callable[..., NequIPCalculator]:
+    """With a library's neighbours, as on the CPU, and with neighbours on the device, as on CUDA."""
+    return lambda **options: with_list(model, request.param, **options)
 
 
 def ice(seed: int = 0) -> Atoms:
@@ -106,20 +119,21 @@ def test_stress_needs_three_periodic_directions(make):
         assert "stress" not in atoms.calc.results
 
 
-@pytest.mark.parametrize("skin", [0.0, 0.3, 1.0])
-def test_skin_has_no_effect_on_a_trajectory(make, skin):
+@pytest.mark.parametrize(("skin", "name"), [(0.0, "vesin"), (0.3, "vesin"), (1.0, "vesin"), (0.3, "device")])
+def test_skin_has_no_effect_on_a_trajectory(model, skin, name):
     start = ice()
     start.set_momenta(np.random.default_rng(1).normal(size=(6, 3)))
     ends = []
-    for width in (0.0, skin):
+    for width, of in ((0.0, "vesin"), (skin, name)):
         atoms = start.copy()
-        atoms.calc = make(skin=width)
+        atoms.calc = with_list(model, of, skin=width)
         VelocityVerlet(atoms, timestep=1.0 * ase.units.fs).run(40)
         ends.append(atoms)
     np.testing.assert_allclose(ends[0].positions, ends[1].positions, atol=1e-8)
     assert np.abs(ends[1].positions - start.positions).max() > 0.5
-    neighbors = ends[1].calc._graph.neighbors
-    assert neighbors.builds < 41 if skin == 1.0 else neighbors.builds >= 2
+    graph = ends[1].calc._graph
+    builds = graph.builds if isinstance(graph, SkinGraph) else graph.neighbors.builds
+    assert builds < 41 if skin == 1.0 else builds >= 2
 
 
 @pytest.mark.parametrize(
@@ -144,17 +158,17 @@ def test_skin_has_no_effect_on_a_trajectory(make, skin):
         ),
     ],
 )
-def test_after_a_change(make, change):
+def test_after_a_change(make, make_with_list, change):
     atoms = ice()
-    atoms.calc = make()
+    atoms.calc = make_with_list()
     atoms.get_potential_energy()
     change(atoms)
     assert_like_fresh(atoms, make)
 
 
-def test_two_atoms_objects_in_turn(make):
+def test_two_atoms_objects_in_turn(make, make_with_list):
     first, second, third = ice(), molecule("H2O"), ice(1)
-    shared = make()
+    shared = make_with_list()
     first.calc = second.calc = third.calc = shared
     for _ in range(2):
         for atoms in (first, second, third):
@@ -187,9 +201,9 @@ def test_cell_filter(make):
     assert_like_fresh(atoms, make)
 
 
-def test_deepcopy_is_its_own_and_shares_the_weights(make):
+def test_deepcopy_is_its_own_and_shares_the_weights(make, make_with_list):
     atoms = ice()
-    atoms.calc = make()
+    atoms.calc = make_with_list()
     energy = atoms.get_potential_energy()
     other = copy.deepcopy(atoms)
     assert other.calc is not atoms.calc
@@ -210,9 +224,9 @@ def energy_and_forces(pickled: bytes) -> tuple[float, np.ndarray]:
     return energy, atoms.get_forces()
 
 
-def test_pickle_to_a_worker(make):
+def test_pickle_to_a_worker(model):
     atoms = ice()
-    atoms.calc = make()
+    atoms.calc = with_list(model, "device")
     expected = atoms.get_potential_energy(), atoms.get_forces()
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         energy, forces = pool.apply(energy_and_forces, (pickle.dumps(atoms),))
@@ -247,18 +261,18 @@ def test_unknown_element(make):
         atoms.get_potential_energy()
 
 
-def test_positions_that_are_not_finite(make):
+def test_positions_that_are_not_finite(make_with_list):
     atoms = ice()
-    atoms.calc = make()
+    atoms.calc = make_with_list()
     atoms.get_potential_energy()
     atoms.positions[2, 1] = np.nan
     with pytest.raises(InputError, match="not finite"):
         atoms.get_forces()
 
 
-def test_no_atoms_near_and_a_single_atom(make):
+def test_no_atoms_near_and_a_single_atom(make_with_list):
     atoms = Atoms("OH", positions=[[0, 0, 0], [1000.0, 0, 0]])
-    atoms.calc = make()
+    atoms.calc = make_with_list()
     assert atoms.get_potential_energy() == pytest.approx(-443.6)
     np.testing.assert_array_equal(atoms.get_forces(), np.zeros((2, 3)))
     atoms.set_cell(np.eye(3) * 2000)

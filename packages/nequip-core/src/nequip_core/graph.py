@@ -101,14 +101,19 @@ def edges_of(
     distance = np.sqrt(np.einsum("ei,ei->e", vectors, vectors))
     if len(distance) and distance.min() < OVERLAP:
         e = int(distance.argmin())
-        raise InputError(
-            f"{source or 'structure'}: atoms {centre[e]} and {neighbor[e]} are {distance[e]:.3f} Å apart. Expected at "
-            f"least {OVERLAP} Å between any two; check units, cell and duplicate atoms."
-        )
+        raise overlap(int(centre[e]), int(neighbor[e]), float(distance[e]), source)
     kept = distance < pair_cutoffs[types[centre], types[neighbor]]
     centre, neighbor, shift = centre[kept], neighbor[kept], shift[kept]
     order = _order(centre, neighbor, shift, len(positions))
     return Pairs(centre[order], neighbor[order], shift[order])
+
+
+def overlap(centre: int, neighbor: int, distance: float, source: str = "") -> InputError:
+    """What is wrong when two atoms are nearer than `OVERLAP`."""
+    return InputError(
+        f"{source or 'structure'}: atoms {centre} and {neighbor} are {distance:.3f} Å apart. Expected at "
+        f"least {OVERLAP} Å between any two; check units, cell and duplicate atoms."
+    )
 
 
 def _order(centre: Ints, neighbor: Ints, shift: Ints, atoms: int) -> Ints:
@@ -116,7 +121,7 @@ def _order(centre: Ints, neighbor: Ints, shift: Ints, atoms: int) -> Ints:
     low, high = shift.min(axis=0, initial=0), shift.max(axis=0, initial=0)
     a, b, c = (int(number) for number in high - low + 1)
     if atoms**2 * a * b * c > np.iinfo(np.int64).max:
-        return np.lexsort((*shift.T[::-1], neighbor, centre))
+        return np.asarray(np.lexsort((*shift.T[::-1], neighbor, centre)))
     # One number for each, all different: ten times as quick to sort as five columns.
     x, y, z = (shift - low).T
     order: Ints = np.argsort((((centre * atoms + neighbor) * a + x) * b + y) * c + z)

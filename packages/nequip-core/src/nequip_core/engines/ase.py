@@ -23,9 +23,10 @@ from torch import Tensor
 from nequip_core.errors import InputError
 from nequip_core.export.artifact import LoadedModel, load_model
 from nequip_core.graph import Graph, build_graph, edge_vectors, filter_edges, to
-from nequip_core.neighbors import DEFAULT, SkinNeighborList
+from nequip_core.neighbors import DEFAULT, DEVICE, SkinNeighborList
 from nequip_core.plugins.manager import find, load_registry
 from nequip_core.plugins.records import NeighborListEntry
+from nequip_core.skin import EXPLODED, SkinGraph, serves
 from nequip_core.structure import Floats, Ints, TypeMap
 
 PERIODIC_ONLY = {"stress", "stresses"}
@@ -40,12 +41,13 @@ class NequIPCalculator(Calculator):
     """Energies, forces and stress of a model, in eV and Å.
 
     Neighbours are listed with a skin and listed anew once an atom has moved half of it, or when cell, periodicity,
-    number, order or elements of the atoms change. One calculator may serve several `Atoms` in turn. Copies share the
-    weights. Neither threads nor MPI ranks are touched.
+    number, order or elements of the atoms change. On a CUDA device they are listed and kept there. One calculator may
+    serve several `Atoms` in turn. Copies share the weights. Neither threads nor MPI ranks are touched.
 
     Args:
         loaded: from `nequip_core.export.artifact.load_model`.
-        neighbor_list: the registry's record of a neighbour list; of `nequip_core.neighbors.DEFAULT` unless given.
+        neighbor_list: the registry's record of a neighbour list; unless given, of `nequip_core.neighbors.DEVICE` on
+            CUDA, and of `nequip_core.neighbors.DEFAULT`, which is quicker there, on the CPU.
         types: element -> type name, for elements of which the model has several types.
         skin: Å; beyond the cut-off. No effect on results.
     """
@@ -62,7 +64,8 @@ class NequIPCalculator(Calculator):
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.loaded = loaded
-        self.neighbor_list = neighbor_list or find(load_registry().neighbor_lists, DEFAULT, "neighbour list")
+        name = DEFAULT if loaded.device.type == "cpu" else DEVICE
+        self.neighbor_list = neighbor_list or find(load_registry().neighbor_lists, name, "neighbour list")
         self.types = dict(types or {})
         self.skin = skin
         self._type_of_number = type_table(loaded.type_map, self.types)
@@ -148,10 +151,12 @@ class NequIPCalculator(Calculator):
         vars(self).update(state)
         self._graph = self._new_graph()
 
-    def _new_graph(self) -> MovingGraph:
-        info = self.loaded.info
-        neighbors = SkinNeighborList(self.neighbor_list.make.load(), info.cutoff, self.skin)
-        return MovingGraph(neighbors, np.array(info.pair_cutoffs), self.loaded.device)
+    def _new_graph(self) -> MovingGraph | SkinGraph:
+        info, device = self.loaded.info, self.loaded.device
+        cutoffs = np.array(info.pair_cutoffs)
+        if serves(self.neighbor_list, device):
+            return SkinGraph(self.neighbor_list, cutoffs, self.skin, device)
+        return MovingGraph(SkinNeighborList(self.neighbor_list.make.load(), info.cutoff, self.skin), cutoffs, device)
 
     def _types_of(self, atoms: Atoms) -> Ints:
         types: Ints = self._type_of_number[atoms.numbers]
@@ -206,7 +211,9 @@ def type_table(type_map: TypeMap, types: Mapping[str, str]) -> Ints:
 
 
 class MovingGraph:
-    """The graph of one system that moves: sorted when its neighbours are listed, filtered on the device at each step.
+    """The graph of one system that moves: listed and sorted on the CPU by a library, filtered on the device each step.
+
+    `nequip_core.skin.SkinGraph` does the same without leaving the device.
 
     Args:
         neighbors: lists pairs beyond the cut-off, anew when it must.
@@ -230,10 +237,7 @@ class MovingGraph:
             InputError: positions or cell are not finite; two atoms overlap.
         """
         if not (np.isfinite(positions).all() and np.isfinite(cell).all()):
-            raise InputError(
-                "Positions or cell are not finite. A simulation that comes to this has exploded: take "
-                "a smaller timestep, relax the first structure, or look at the forces of the model."
-            )
+            raise InputError(EXPLODED)
         pairs = self.neighbors(positions, cell, pbc)
         if self.neighbors.builds != self._builds or not np.array_equal(types, self._types):
             wide = build_graph(positions, types, pairs, cell, self.pair_cutoffs + self.neighbors.skin)

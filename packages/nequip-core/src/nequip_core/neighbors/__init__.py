@@ -5,12 +5,13 @@ device, many structures at once. `skin`: a library's list that serves several st
 the device). All give the same pairs.
 """
 
-from nequip_core.neighbors.device import DeviceNeighborList, TensorPairs, make_device
+from nequip_core.neighbors.device import DEVICE, DeviceNeighborList, TensorPairs, make_device
 from nequip_core.neighbors.libraries import DEFAULT, NeighborList, Pairs, make_matscipy, make_vesin
 from nequip_core.neighbors.skin import SkinNeighborList
 
 __all__ = [
     "DEFAULT",
+    "DEVICE",
     "DeviceNeighborList",
     "NeighborList",
     "Pairs",

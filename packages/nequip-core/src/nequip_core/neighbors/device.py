@@ -25,6 +25,9 @@ from nequip_core.errors import InputError
 from nequip_core.neighbors.libraries import Pairs
 from nequip_core.structure import Floats, Ints
 
+DEVICE = "device"
+"""Its name among the lists of plugins."""
+
 FOLD = 1024
 """Boxes of a direction: at most, or until their numbers begin anew where there is no period."""
 
@@ -257,13 +260,13 @@ def _sort(positions: Float[Tensor, "atoms 3"], plan: _Plan) -> _Boxed:
     structure = of_structure.repeat_interleave(
         torch.from_numpy(plan.atoms).to(positions.device), output_size=len(positions)
     )
-    coordinates = _times(positions, plan.inverse, structure)
+    coordinates = times(positions, plan.inverse, structure)
     box = (coordinates * plan.scale[structure]).floor()
     boxes = plan.boxes[structure]
     turn = (box / boxes).floor()
     box = box - turn * boxes
     image = turn * plan.periodic[structure]
-    moved = positions - _times(image, plan.cells, structure)
+    moved = positions - times(image, plan.cells, structure)
     key, atom = _key(structure, box).sort()
     return _Boxed(key, atom, structure[atom], box[atom], image[atom], moved[atom])
 
@@ -273,7 +276,7 @@ def _key(structure: Int[Tensor, "rows"], box: Float[Tensor, "rows 3"]) -> Int[Te
     return ((structure * FOLD + x) * FOLD + y) * FOLD + z
 
 
-def _times(rows: Float[Tensor, "rows 3"], matrices: Float[Tensor, "B 3 3"], of_row: Int[Tensor, "rows"]) -> Tensor:
+def times(rows: Float[Tensor, "rows 3"], matrices: Float[Tensor, "B 3 3"], of_row: Int[Tensor, "rows"]) -> Tensor:
     """Each row times the matrix of its structure."""
     if len(matrices) == 1:
         return rows @ matrices[0]
@@ -311,7 +314,7 @@ def _pairs_of(
     # In an atom's own box only those after it count: each pair once.
     first = torch.where(which == 0, atom + 1, torch.searchsorted(boxed.key, key))
     held = torch.searchsorted(boxed.key, key, right=True) - first
-    to_image = _times(image, plan.cells, structure) - x[atom]
+    to_image = times(image, plan.cells, structure) - x[atom]
     for search, other in _candidates(first, held):
         vector = x[other].add_(to_image[search]).square_()
         near = (vector[:, 0] + vector[:, 1] + vector[:, 2] < reach**2).nonzero().squeeze(1)

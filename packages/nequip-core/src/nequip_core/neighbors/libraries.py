@@ -34,7 +34,7 @@ NeighborList = Callable[[Floats, Floats, NDArray[np.bool_]], Pairs]
 
 
 DEFAULT = "vesin"
-"""The list that ``auto`` means: the quicker of the two, and at ease with atoms far apart."""
+"""The list that ``auto`` means: the quickest on the CPU, and at ease with atoms far apart."""
 
 
 def make_matscipy(cutoff: float, skin: float = 0.0) -> NeighborList:

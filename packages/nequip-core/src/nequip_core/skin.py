@@ -1,0 +1,168 @@
+"""The graph of systems that move, with their neighbours listed on the device of the model.
+
+Neighbours are listed a little beyond the cut-off (Verlet's skin) by a list of tensors. That wide graph stays on the
+device, and each step keeps the edges within the cut-off of the moment, in their order, until an atom has moved half the
+skin. One read-back a step says whether one has, how many edges there are, and how near two atoms have come.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from nequip_core.errors import InputError
+from nequip_core.graph import OVERLAP, Graph, edge_vectors, filter_edges, overlap
+from nequip_core.neighbors import DeviceNeighborList
+from nequip_core.neighbors.device import times
+from nequip_core.plugins.records import NeighborListEntry
+from nequip_core.structure import Floats, Ints
+
+EXPLODED = (
+    "Positions or cell are not finite. A simulation that comes to this has exploded: take a smaller timestep, relax "
+    "the first structure, or look at the forces of the model."
+)
+
+Bools = NDArray[np.bool_]
+
+
+class SkinGraph:
+    """The graph of one system that moves, or of several together.
+
+    Args:
+        neighbor_list: the registry's record of a list that is ``batched`` and serves the device.
+        pair_cutoffs: [types, types], Å, [type of centre, type of neighbour].
+        skin: Å, 0 or more; no effect on results.
+        device: of the graph.
+    """
+
+    def __init__(
+        self, neighbor_list: NeighborListEntry, pair_cutoffs: Floats, skin: float, device: torch.device
+    ) -> None:
+        if skin < 0:
+            raise InputError(f"skin must be 0 Å or more, received {skin}.")
+        if not serves(neighbor_list, device):
+            raise InputError(
+                f"The neighbour list {neighbor_list.name!r} does not list tensors on {device.type}: it is for "
+                f"{', '.join(sorted(neighbor_list.devices))}{'' if neighbor_list.batched else ' and for NumPy'}. "
+                "Take the list named 'device'."
+            )
+        self.skin = skin
+        self.device = device
+        self.builds = 0
+        self._pair_cutoffs = pair_cutoffs
+        self._list: DeviceNeighborList = neighbor_list.make.load()(float(pair_cutoffs.max()), skin)
+        self._listed: _Listed | None = None
+
+    def __call__(self, positions: Floats | Tensor, types: Ints, cell: Floats, pbc: Bools) -> Graph:
+        """The graph of one system: [N, 3] Å, [N], [3, 3] Å, [3]; see `batch`."""
+        return self.batch(positions, types, cell[None], pbc[None], np.array([len(types)]))
+
+    def batch(self, positions: Floats | Tensor, types: Ints, cells: Floats, pbc: Bools, atoms: Ints) -> Graph:
+        """The graph of B systems, whose atoms follow each other. A change of anything but positions lists them anew.
+
+        Args:
+            positions: [N, 3], Å.
+            types: [N] type indices.
+            cells: [B, 3, 3], Å.
+            pbc: [B, 3].
+            atoms: [B] the number of atoms of each system.
+
+        Raises:
+            InputError: positions or cells are not finite; two atoms overlap; a cell has no volume where it is periodic.
+        """
+        x = torch.as_tensor(positions, dtype=torch.float64).to(self.device, copy=True).detach().contiguous()
+        graph = None
+        if self._listed is not None and self._listed.still_holds(types, cells, pbc, atoms):
+            graph = self._within_cutoff(self._listed, x)
+        if graph is None:
+            self._listed = self._list_neighbors(x, types, cells, pbc, atoms)
+            self.builds += 1
+            graph = self._within_cutoff(self._listed, x)
+        assert graph is not None
+        return graph
+
+    def _list_neighbors(self, x: Tensor, types: Ints, cells: Floats, pbc: Bools, atoms: Ints) -> _Listed:
+        if not (np.isfinite(cells).all() and torch.isfinite(x).all()):
+            raise InputError(EXPLODED)
+        centre, neighbor, shift = self._list.pairs(x, cells, pbc, atoms)
+        of_structure = torch.from_numpy(atoms).to(self.device)
+        structure = torch.arange(len(atoms), device=self.device).repeat_interleave(of_structure, output_size=len(x))
+        lattice = torch.from_numpy(np.where(pbc[..., None], cells, 0.0)).to(self.device)
+        numbers = torch.arange(len(x) + 1, dtype=torch.int32, device=self.device)
+        sorted_neighbor, by_neighbor = neighbor.int().sort(stable=True)
+        wide = Graph(
+            positions=x,
+            types=torch.from_numpy(np.array(types, dtype=np.int64)).to(self.device),
+            edge_index=torch.stack([centre, neighbor]),
+            edge_shift=times(shift, lattice, structure[centre]),
+            structure=structure,
+            structure_ptr=torch.nn.functional.pad(of_structure.cumsum(0), (1, 0)),
+            row_ptr=torch.searchsorted(centre, numbers.long()),
+            by_neighbor=by_neighbor,
+            neighbor_ptr=torch.searchsorted(sorted_neighbor, numbers),
+            local=torch.ones(len(x), dtype=torch.bool, device=self.device),
+        )
+        host = types.copy(), cells.copy(), pbc.copy(), atoms.copy()
+        cutoffs = self._pair_cutoffs
+        if (cutoffs == cutoffs.max()).all():
+            return _Listed(wide, float(cutoffs.max()), *host)
+        of_edge = torch.from_numpy(cutoffs).to(self.device)[tuple(wide.types[wide.edge_index])]
+        kept = edge_vectors(wide).norm(dim=1) < of_edge + self.skin
+        return _Listed(filter_edges(wide, kept), of_edge[kept], *host)
+
+    def _within_cutoff(self, listed: _Listed, x: Tensor) -> Graph | None:
+        """The graph of now, or None where an atom has moved too far since neighbours were listed."""
+        wide = listed.wide._replace(positions=x)
+        if len(x) == 0:
+            return wide
+        distance = edge_vectors(wide).norm(dim=1)
+        kept = distance < listed.cutoffs
+        moved = (x - listed.wide.positions).square().sum(1).amax()
+        seen = torch.stack([moved, kept.sum().double(), *([distance.amin()] if len(distance) else [])]).tolist()
+        if not seen[0] <= (0.5 * self.skin) ** 2:  # nor where it is not a number
+            return None
+        if len(distance) and seen[2] < OVERLAP:
+            raise _overlap(wide, distance)
+        return filter_edges(wide, kept, int(seen[1]))
+
+
+def serves(neighbor_list: NeighborListEntry, device: torch.device) -> bool:
+    """Whether a list is one of tensors on a device, as `SkinGraph` needs it."""
+    return neighbor_list.batched and device.type in neighbor_list.devices
+
+
+class _Listed(NamedTuple):
+    """The systems when their neighbours were listed.
+
+    Attributes:
+        wide: edges up to the cut-off and the skin.
+        cutoffs: of all edges, or of each, Å.
+        types: [N] on the host.
+        cells: [B, 3, 3], Å.
+        pbc: [B, 3].
+        atoms: [B].
+    """
+
+    wide: Graph
+    cutoffs: float | Tensor
+    types: Ints
+    cells: Floats
+    pbc: Bools
+    atoms: Ints
+
+    def still_holds(self, *now: NDArray[np.generic]) -> bool:
+        """Whether types, cells, periodicity and numbers of atoms are those of then."""
+        return all(np.array_equal(a, b) for a, b in zip(self[2:], now, strict=True))
+
+
+def _overlap(graph: Graph, distance: Tensor) -> InputError:
+    edge = int(distance.argmin())
+    centre, neighbor = graph.edge_index[:, edge].tolist()
+    of = int(graph.structure[centre])
+    first = int(graph.structure_ptr[of])
+    source = f"structure {of}" if len(graph.structure_ptr) > 2 else ""
+    return overlap(centre - first, neighbor - first, float(distance[edge]), source)
