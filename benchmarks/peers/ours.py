@@ -1,4 +1,4 @@
-"""Training step, eager or compiled, and evaluation of nequip-core; prints one line of JSON."""
+"""Training step, eager or compiled, and evaluation of nequip-core; see sides.py."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from systems import MODELS, SYSTEMS, TYPES, labels
-from timing import median_ms, peak_memory_mb, report, start_memory
+from timing import answer, median_ms, peak_memory_mb, report, start_memory
 
 from nequip_core.data.batch import Batch
 from nequip_core.data.dataset import Dataset
@@ -82,21 +82,21 @@ def main(model_name: str, name: str, threads: int, device: str, mode: str) -> No
     def evaluate() -> None:
         potential.eval()(batch.graph)
 
-    start_memory(device)
-    evaluate_ms = median_ms(evaluate, device) if mode == "eager" else float("nan")
-    evaluate_mb = peak_memory_mb(device)
-    start_memory(device)
-    train_ms = median_ms(train, device)
+    def measure() -> dict[str, float]:
+        figures: dict[str, float] = {}
+        if mode == "eager":
+            start_memory(device)
+            figures |= {"evaluate_ms": median_ms(evaluate, device), "evaluate_mb": peak_memory_mb(device)}
+        start_memory(device)
+        return figures | {"train_ms": median_ms(train, device), "train_mb": peak_memory_mb(device)}
+
     report(
         first_s=first_s,
-        train_ms=train_ms,
-        evaluate_ms=evaluate_ms,
-        train_mb=peak_memory_mb(device),
-        evaluate_mb=evaluate_mb,
         edges=batch.graph.edge_shift.shape[0],
-        report=vars(compiled._loss.report) if mode == "compiled" else None,
         parameters=sum(p.numel() for p in model.parameters()),
+        compiled=compiled.report() if mode == "compiled" else None,
     )
+    answer(measure)
 
 
 if __name__ == "__main__":

@@ -23,6 +23,8 @@ MODELS = {
     "allegro_3": ALLEGRO | {"num_layers": 3},
     "allegro_64": ALLEGRO | {"num_layers": 2, "num_scalar_features": 64, "cutoff": 5.0},
     "nequip_64": NEQUIP | {"num_layers": 4, "num_features": 64},
+    "allegro_tiny": ALLEGRO | {"num_layers": 1, "l_max": 1, "num_scalar_features": 8, "num_tensor_features": 4},
+    "nequip_tiny": NEQUIP | {"num_layers": 1, "l_max": 1, "num_features": 4},
 }
 
 
@@ -79,6 +81,7 @@ SYSTEMS = {
     "water_192": water,
     "water_1536": partial(water, 8),
     "molecules_32x30": globules,
+    "molecules_4x8": partial(globules, 4, 8),
 }
 TYPES = {
     "silicon_64": ["Si"],
@@ -86,6 +89,7 @@ TYPES = {
     "water_192": ["H", "O"],
     "water_1536": ["H", "O"],
     "molecules_32x30": ["H", "C", "O"],
+    "molecules_4x8": ["H", "C", "O"],
 }
 
 

@@ -98,7 +98,7 @@ class Work:
         return self.end(self.start(*words, **options), code)
 
     @staticmethod
-    def end(process: subprocess.Popen[str], code: int = 0, timeout: float = 240) -> tuple[str, str]:
+    def end(process: subprocess.Popen[str], code: int = 0, timeout: float = 900) -> tuple[str, str]:
         out, err = process.communicate(timeout=timeout)
         assert process.returncode == code, out + err
         return out, err

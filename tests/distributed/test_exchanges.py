@@ -54,7 +54,7 @@ def test_two_ranks() -> None:
         environment = {**os.environ, **{name: str(value) for name, value in places.items()}}
         command = [sys.executable, str(Path(__file__).with_name("exchanges.py"))]
         started.append(subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True))
-    ended = [process.communicate(timeout=120)[1] for process in started]
+    ended = [process.communicate(timeout=600)[1] for process in started]
     assert [process.returncode for process in started] == [0, 0], "\n".join(ended)
 
 

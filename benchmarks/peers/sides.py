@@ -1,0 +1,135 @@
+"""Processes that build a model each and measure when they are asked: in turns, so that noise troubles all alike."""
+
+from __future__ import annotations
+
+import csv
+import itertools
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+HERE = Path(__file__).parent
+
+
+class Program(NamedTuple):
+    """How a side is started.
+
+    Attributes:
+        python: interpreter.
+        script: ours.py or theirs.py.
+        mode: eager or compiled.
+        path: folder where its packages are, if they are not installed.
+    """
+
+    python: str
+    script: str
+    mode: str
+    path: str = ""
+
+
+class Side:
+    """A process with a model of one side; it is ready when `figures` has answered once."""
+
+    def __init__(self, program: Program, case: tuple[str, str], device: str, threads: int) -> None:
+        command = [program.python, str(HERE / program.script), *case, str(threads), device, program.mode]
+        environment = os.environ | ({"PYTHONPATH": program.path} if program.path else {})
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+        )
+
+    def figures(self) -> dict[str, float]:
+        """The next line of JSON that it prints."""
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            if line.startswith("{"):
+                found: dict[str, float] = json.loads(line)
+                return found
+        sys.exit(f"{' '.join(map(str, self.process.args))} ended with code {self.process.wait()}; see above")
+
+    def measure(self) -> dict[str, float]:
+        """Now, while the other sides wait."""
+        assert self.process.stdin is not None
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
+        return self.figures()
+
+    def end(self) -> None:
+        """No more."""
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        self.process.wait()
+
+
+def start(programs: Mapping[str, Program], case: tuple[str, str], device: str, threads: int) -> dict[str, Side]:
+    """All sides of a case; they build and compile at the same time."""
+    return {name: Side(program, case, device, threads) for name, program in programs.items()}
+
+
+def compare(
+    sides: Mapping[str, Side], case: tuple[str, str], figures: Sequence[str], rounds: int, remarks: Mapping[str, object]
+) -> list[dict[str, object]]:
+    """A row for each figure and each side that is compared with the first one.
+
+    Args:
+        sides: started ones.
+        case: model and system.
+        figures: of what sides measure.
+        rounds: in each of which every side measures once.
+        remarks: further columns.
+    """
+    for name, side in sides.items():
+        print(" ".join(case), name, "is ready:", side.figures(), flush=True)
+    measured = [{name: side.measure() for name, side in sides.items()} for _ in range(rounds)]
+    for side in sides.values():
+        side.end()
+    first, *others = sides
+    rows: list[dict[str, object]] = []
+    for figure, other in itertools.product(figures, others):
+        ours, theirs = (np.array([one[name][figure] for one in measured]) for name in (first, other))
+        ratio = theirs / ours
+        rows.append(
+            {
+                "date": today(),
+                **remarks,
+                "model": case[0],
+                "system": case[1],
+                "figure": figure,
+                "other": other,
+                "ours_median": round(float(np.median(ours)), 2),
+                "other_median": round(float(np.median(theirs)), 2),
+                "other_over_ours_median": round(float(np.median(ratio)), 2),
+                "min": round(float(ratio.min()), 2),
+                "max": round(float(ratio.max()), 2),
+                "rounds": rounds,
+            }
+        )
+        print(rows[-1], flush=True)
+    return rows
+
+
+def write(path: Path | None, rows: Sequence[Mapping[str, object]]) -> None:
+    """A table."""
+    if path is not None:
+        with path.open("w", newline="") as file:
+            writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
+
+
+def today() -> str:
+    """For the table."""
+    return datetime.now(UTC).date().isoformat()
+
+
+def hardware(device: str, threads: int) -> str:
+    """Its name, for the table."""
+    import torch
+
+    return torch.cuda.get_device_name(0) if device == "cuda" else f"{os.cpu_count()} cores (CPU), {threads} threads"

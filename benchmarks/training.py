@@ -1,0 +1,56 @@
+"""Compiled training steps of ours against our eager ones and the published packages' compiled ones, in alternation.
+
+python benchmarks/training.py [--device cuda] [--out FILE.csv] [--theirs PYTHON] [--their-path FOLDER] [--tiny]
+
+Forward, forces, loss, backward and Adam, of one batch that stays on the device. The published nequip and nequip-allegro
+are those of --theirs, or of this interpreter where they are installed in it; where they are not, only our two are
+compared. On CUDA all sides of all models compile at once, so that the whole takes minutes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent / "peers"))
+from sides import Program, compare, hardware, start, write
+
+CASES = (("allegro_64", "molecules_32x30"), ("nequip_64", "molecules_32x30"))
+TINY = (("allegro_tiny", "molecules_4x8"), ("nequip_tiny", "molecules_4x8"))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--theirs", default="", help="interpreter with the published packages")
+    parser.add_argument("--their-path", default="", help="folder of the published packages, if they are not installed")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--only", default="", help="cases whose names hold this word")
+    parser.add_argument("--tiny", action="store_true", help="small models, to try this script")
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    programs = {
+        "ours": Program(sys.executable, "ours.py", "compiled"),
+        "ours, eager": Program(sys.executable, "ours.py", "eager"),
+    }
+    if options.theirs or options.their_path or importlib.util.find_spec("nequip"):
+        programs["theirs"] = Program(options.theirs or sys.executable, "theirs.py", "compiled", options.their_path)
+    else:
+        print("The published packages are not here: ours are compared with each other.", flush=True)
+    cuda = options.device == "cuda"
+    figures = ("train_ms", "train_mb") if cuda else ("train_ms",)  # on the CPU compiling takes more than steps
+    cases = [case for case in (TINY if options.tiny else CASES) if options.only in " ".join(case)]
+    remarks = {"hardware": hardware(options.device, options.threads)}
+    started = {case: start(programs, case, options.device, options.threads) for case in cases if cuda}
+    rows = []
+    for case in cases:
+        sides = started.get(case) or start(programs, case, options.device, options.threads)
+        rows += compare(sides, case, figures, options.rounds, remarks)
+        write(options.out, rows)
+
+
+if __name__ == "__main__":
+    main()
