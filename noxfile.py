@@ -122,6 +122,42 @@ def distributed_tests(session: nox.Session) -> None:
     run(session, exe, "-m", "pytest", "-m", "distributed", "tests/distributed", *session.posargs)
 
 
+TORCHES = ("2.12.1", "2.14.1")
+"""Versions of torch beside the one in constraints.txt with which compiling is tested; PyPI's builds are of 5 GB."""
+
+
+@nox.session(venv_backend="none")
+def torch_versions(session: nox.Session) -> None:
+    """Tracing, compiled training and compiled files with other versions of torch (`-- 2.12.1`: only that)."""
+    for version in session.posargs or TORCHES:
+        with tempfile.TemporaryDirectory() as name:
+            exe, pins = Path(name) / "bin" / "python", Path(name) / "pins.txt"
+            session.run(sys.executable, "-m", "venv", name, external=True)
+            lines = CONSTRAINTS.read_text().splitlines()
+            # This torch brings its own triton.
+            kept = [line for line in lines if not line.startswith(("torch==", "triton=="))]
+            pins.write_text("\n".join([*kept, f"torch=={version}"]))
+            ours = [part for name in ("core", "allegro") for part in ("-e", str(ROOT / "packages" / f"nequip-{name}"))]
+            run(
+                session,
+                exe,
+                "-m",
+                "pip",
+                "install",
+                "--quiet",
+                "-c",
+                pins,
+                *ours,
+                "pytest",
+                "pytest-xdist",
+                "hypothesis",
+            )
+            tests = [f"tests/core/{name}.py" for name in ("test_tracing", "training/test_compiled", "export/test_aoti")]
+            options = ["-p", "no:cacheprovider", "-o", "filterwarnings=default"]  # other versions warn of other things
+            path = f"{exe.parent}{os.pathsep}{os.environ['PATH']}"
+            run(session, exe, "-m", "pytest", *options, *tests, PATH=path)
+
+
 @nox.session(reuse_venv=True)
 def packages(session: nox.Session) -> None:
     """Wheels of all packages into dist/."""
