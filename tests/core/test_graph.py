@@ -149,15 +149,15 @@ def test_atoms_that_nobody_sees() -> None:
 
 
 def test_an_atom_on_top_of_another_is_named() -> None:
-    structure = Structure.from_ase(Atoms("HOH", positions=[[0, 0, 0], [1, 0, 0], [1, 0, 1e-6]]), source="f.xyz:7")
-    with pytest.raises(InputError, match=r"f\.xyz:7: atoms 1 and 2 are 0\.000"):
+    structure = Structure.from_ase(Atoms("HOH", positions=[[0, 0, 0], [1, 0, 0], [1, 0, 1e-6]]), source="f.xyz frame 7")
+    with pytest.raises(InputError, match=r"f\.xyz frame 7: atoms 1 and 2 are 0\.000"):
         graph_of(structure)
 
 
 def test_an_atom_on_top_of_an_image_is_named() -> None:
     atoms = Atoms("HO", positions=[[0, 0, 0], [4.0, 0, 0]], cell=[4, 4, 4], pbc=True)
-    with pytest.raises(InputError, match=r"f\.xyz:0: atoms 0 and 1"):
-        graph_of(Structure.from_ase(atoms, source="f.xyz:0"))
+    with pytest.raises(InputError, match=r"f\.xyz frame 0: atoms 0 and 1"):
+        graph_of(Structure.from_ase(atoms, source="f.xyz frame 0"))
 
 
 def test_the_structure_stays_as_it_is() -> None:

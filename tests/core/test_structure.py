@@ -20,7 +20,7 @@ def make(**fields: Any) -> Structure:
         numbers=np.array([8, 1, 1]),
         cell=np.diag([5.0, 6.0, 7.0]),
         pbc=np.full(3, True),
-        source="water.xyz:4",
+        source="water.xyz frame 4",
     )
     return replace(water, **fields)
 
@@ -87,7 +87,7 @@ NAN = np.full((3, 3), np.nan)
     ],
 )
 def test_what_is_refused(fields: dict[str, Any], message: str) -> None:
-    with pytest.raises(InputError, match=rf"water\.xyz:4: .*{message}"):
+    with pytest.raises(InputError, match=rf"water\.xyz frame 4: .*{message}"):
         make(**fields).validate()
 
 
@@ -107,21 +107,21 @@ def test_named_types_to_indices() -> None:
 
 
 def test_an_unknown_element_is_named_with_the_known_ones() -> None:
-    with pytest.raises(InputError, match=r"water\.xyz:4: .*\bO\b.*H, Si"):
+    with pytest.raises(InputError, match=r"water\.xyz frame 4: .*\bO\b.*H, Si"):
         TypeMap(("H", "Si"), ("H", "Si")).indices(make())
 
 
 def test_an_unknown_type_is_named() -> None:
-    with pytest.raises(InputError, match=r"water\.xyz:4: .*Hx"):
+    with pytest.raises(InputError, match=r"water\.xyz frame 4: .*Hx"):
         TypeMap(("Hw", "Ow"), ("H", "O")).indices(make(type_names=("Ow", "Hw", "Hx")))
 
 
 def test_a_type_of_another_element_than_the_atom() -> None:
-    water = make(source="w.xyz:3", type_names=("Ow", "Ow", "Hw"))
+    water = make(source="w.xyz frame 3", type_names=("Ow", "Ow", "Hw"))
     assert TypeMap(("Hw", "Ow"), ("H", "O")).indices(replace(water, type_names=("Ow", "Hw", "Hw"))).tolist() == [
         1,
         0,
         0,
     ]
-    with pytest.raises(InputError, match=r"w\.xyz:3: atom 1 is H and of type Ow, which the model declares as O"):
+    with pytest.raises(InputError, match=r"w\.xyz frame 3: atom 1 is H and of type Ow, which the model declares as O"):
         TypeMap(("Hw", "Ow"), ("H", "O")).indices(water)

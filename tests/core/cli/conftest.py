@@ -107,8 +107,8 @@ def bad_structures(folder: Path) -> dict[str, tuple[Path, str]]:
         "truncated": (folder / "cut.xyz", "cut.xyz: frame 0"),
         "unknown element": (folder / "copper.extxyz", "Cu"),
         "overlap": (folder / "overlap.extxyz", "apart"),
-        "volume": (folder / "left.extxyz", "left.extxyz:0"),
-        "nan": (folder / "nan.xyz", "nan.xyz:0"),
+        "volume": (folder / "left.extxyz", "left.extxyz frame 0"),
+        "nan": (folder / "nan.xyz", "nan.xyz frame 0"),
     }
 
 

@@ -41,7 +41,7 @@ def structure(numbers: list[int], names: tuple[str, ...] | None = None) -> Struc
         cell=np.zeros((3, 3)),
         pbc=np.zeros(3, dtype=bool),
         type_names=names,
-        source="made:0",
+        source="made frame 0",
     )
 
 
@@ -76,7 +76,7 @@ def test_finer_types_bring_their_elements() -> None:
 
 
 def test_a_type_of_two_elements() -> None:
-    with pytest.raises(InputError, match="made:0: atoms of type 'X' are"):
+    with pytest.raises(InputError, match="made frame 0: atoms of type 'X' are"):
         resolve_types(NequIPConfig(cutoff=3.0), [structure([8, 1], ("X", "X"))])
 
 
@@ -176,10 +176,10 @@ def shared(frames: list[Structure], train: list[int], val: list[int]) -> list[st
 
 
 def test_frames_of_the_training_set_in_another_set_are_counted() -> None:
-    frames = [replace(structure([8, 1] if n % 2 else [1, 8]), source=f"made.xyz:{n}") for n in range(6)]
+    frames = [replace(structure([8, 1] if n % 2 else [1, 8]), source=f"made.xyz frame {n}") for n in range(6)]
     (sentence,) = shared(frames, [0, 2, 4], [1, 3, 4])
     assert sentence.startswith("1 of the 3 frames of val are in the training set too")
-    assert "made.xyz:4 = made.xyz:0" in sentence
+    assert "made.xyz frame 4 = made.xyz frame 0" in sentence
     (sentence,) = shared(frames, [0, 1], [2, 3, 4, 5])
     assert "4 of the 4 frames of val" in sentence
     assert "..." in sentence

@@ -74,6 +74,7 @@ def test_a_good_file_passes(file: Path, registry: Registry) -> None:
         (["model.num_layers=0"], ["num_layers"]),
         (["kernels=fast"], ["kernels", "fast", "reference"]),
         (["data.path=other.xyz"], ["there is no file other.xyz", "seen from"]),
+        (["data.path=data.xy"], ["there is no file data.xy", "Did you mean 'data.xyz'?"]),
         (["data.path=."], ["is no file"]),
         (["data.path=[data.xyz,empty.xyz]"], ["empty.xyz is an empty file"]),
         (["run.dir=data.xyz/run"], ["is a file"]),

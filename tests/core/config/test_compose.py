@@ -110,6 +110,19 @@ def test_file_with_any_name(tmp_path: Path, registry: Registry) -> None:
     assert config.run.name == "a=b, (é)"
 
 
+def test_a_file_may_be_called_base(tmp_path: Path, registry: Registry) -> None:
+    base = tmp_path / "base.yaml"
+    base.write_text(MINIMAL, encoding="utf-8")
+    assert compose(base, [], registry).run.name == "base"
+    assert compose(written(tmp_path, MINIMAL), [], registry).run.name == "run"  # beside it
+
+
+def test_files_that_build_on_each_other(tmp_path: Path, registry: Registry) -> None:
+    (tmp_path / "mine.yaml").write_text("defaults: [mine]\n", encoding="utf-8")
+    (line,) = errors(written(tmp_path, MINIMAL.replace("base", "base, mine")), registry=registry)
+    assert line.endswith("defaults: the files that they name build on each other in a circle.")
+
+
 def test_missing_file(tmp_path: Path, registry: Registry) -> None:
     (line,) = errors(tmp_path / "no.yaml", registry=registry)
     assert "no.yaml" in line
@@ -177,7 +190,7 @@ trainer:
         (f"{place}:16: trainer.precision is no key here", "model.dtype"),
         ("command line, lr=0.1: lr is no key", "The nearest is training.optimizer.lr"),
         (f"{place}: data.path is missing", "file or list of files"),
-        (f"{place}: model.cutoff is missing", "Å"),
+        (f"{place}: model.cutoff is missing", "Å. Give model.cutoff=VALUE."),
         ("command line, training.ema_decay=2: training.ema_decay: expected a number between 0 and 1", "received 2.0"),
     ]
     assert len(lines) == len(expected)

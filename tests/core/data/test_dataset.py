@@ -28,12 +28,12 @@ CUTOFFS = np.full((2, 2), 3.0)
 
 def molecule(**labels: Any) -> Structure:
     atoms = Atoms("OH2", positions=[[0, 0, 0], [1, 0, 0], [0, 1, 0]])
-    return replace(Structure.from_ase(atoms, source="f.xyz:0"), **labels)
+    return replace(Structure.from_ase(atoms, source="f.xyz frame 0"), **labels)
 
 
 def crystal(**labels: Any) -> Structure:
     atoms = Atoms("HO", positions=[[0, 0, 0], [1.5, 1.5, 1.5]], cell=[3.0, 4.0, 5.0], pbc=True)
-    return replace(Structure.from_ase(atoms, source="f.xyz:1"), **labels)
+    return replace(Structure.from_ase(atoms, source="f.xyz frame 1"), **labels)
 
 
 def dataset(*structures: Structure) -> Dataset:
@@ -126,12 +126,12 @@ def test_stress_of_frames_that_are_not_periodic_is_no_stress() -> None:
 
 
 def test_an_unknown_element_is_named_with_its_frame() -> None:
-    with pytest.raises(InputError, match=r"f\.xyz:9: .*Si"):
-        dataset(molecule(), replace(Structure.from_ase(bulk("Si")), source="f.xyz:9"))
+    with pytest.raises(InputError, match=r"f\.xyz frame 9: .*Si"):
+        dataset(molecule(), replace(Structure.from_ase(bulk("Si")), source="f.xyz frame 9"))
 
 
 def test_overlapping_atoms_are_named_with_their_frame() -> None:
-    with pytest.raises(InputError, match=r"f\.xyz:0: atoms"):
+    with pytest.raises(InputError, match=r"f\.xyz frame 0: atoms"):
         dataset(molecule(positions=np.zeros((3, 3))))
 
 

@@ -27,7 +27,7 @@ def structures(rng: np.random.Generator, random_structure: Callable[..., Structu
                 weight=1.0 + n,
                 config_type=("bulk", None, "surface")[n % 3],
                 type_names=names if n % 2 else None,
-                source=f"some:where.xyz:{n}" if n else "made by hand",
+                source=f"some:where.xyz frame {n}" if n else "made by hand",
             )
         )
     return made

@@ -14,9 +14,10 @@ from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
 
 from nequip_core import units
-from nequip_core.data.read import Keys, Units, read
+from nequip_core.data.read import Keys, Units, names_of_labels, read
 from nequip_core.errors import InputError
 from nequip_core.plugins.records import ReaderEntry, Ref
+from nequip_core.structure import file_and_frame
 
 CELL = np.array([[4.0, 0.3, 0.0], [0.0, 4.5, 0.2], [0.1, 0.0, 5.0]])
 STRESS = np.array([[0.01, 0.002, 0.003], [0.002, -0.02, 0.004], [0.003, 0.004, 0.03]])
@@ -56,7 +57,7 @@ def test_labels_and_geometry(trajectory: Path) -> None:
     assert structure.stress is not None
     np.testing.assert_allclose(structure.forces, reference.calc.results["forces"], atol=1e-7)
     np.testing.assert_allclose(structure.stress, STRESS)
-    assert structure.source == f"{trajectory}:0"
+    assert structure.source == f"{trajectory} frame 0"
 
 
 @pytest.mark.parametrize("index", [":", "2", "-1", "1:4", "::2", "-2:", "::-1", "4:1:-2", ":-4"])
@@ -67,7 +68,9 @@ def test_index_is_pythons(trajectory: Path, index: str) -> None:
 
 
 def test_the_frame_number_is_that_of_the_file(trajectory: Path) -> None:
-    assert [s.source.rpartition(":")[2] for s in read(trajectory, index="1::2")] == ["1", "3", "5"]
+    assert [file_and_frame(s.source) for s in read(trajectory, index="1::2")] == [
+        (str(trajectory), number) for number in (1, 3, 5)
+    ]
 
 
 @pytest.mark.parametrize(("suffix", "compress"), [(".xz", lzma.compress), (".gz", gzip.compress)])
@@ -187,6 +190,21 @@ def test_a_malformed_frame_is_named(trajectory: Path, change: str) -> None:
         list(read(trajectory))
 
 
+def test_an_unknown_element_is_named(trajectory: Path) -> None:
+    lines = trajectory.read_text().splitlines()  # 5 lines a frame
+    lines[12] = lines[12].replace(lines[12].split()[0], "Qq")
+    trajectory.write_text("\n".join(lines) + "\n")
+    with pytest.raises(InputError, match=rf"{trajectory.name}: frame 2 .*: 'Qq' is no chemical element"):
+        list(read(trajectory))
+
+
+def test_what_a_file_holds(trajectory: Path) -> None:
+    atoms = labelled()
+    atoms.arrays["REF_forces"] = np.zeros((len(atoms), 3))
+    ase.io.write(trajectory, atoms, format="extxyz")
+    assert names_of_labels(trajectory) == f"{trajectory} frame 0 holds energy, forces, stress, REF_forces."
+
+
 def test_a_damaged_archive_is_named(trajectory: Path) -> None:
     packed = trajectory.with_name("frames.xyz.xz")
     packed.write_bytes(lzma.compress(trajectory.read_bytes())[:-30])
@@ -227,7 +245,8 @@ def test_a_label_that_is_not_a_number(trajectory: Path, label: str) -> None:
     atoms = labelled()
     atoms.calc.results[label] = np.asarray(atoms.calc.results[label], dtype=float) * np.nan
     ase.io.write(trajectory, [labelled(), atoms], format="extxyz")
-    with pytest.raises(InputError, match=rf"{trajectory.name}:1: {label} "):
+    place = " of atom 0" if label == "forces" else ""
+    with pytest.raises(InputError, match=rf"{trajectory.name} frame 1: {label} has nan{place}\. Expected finite"):
         list(read(trajectory))
 
 
@@ -236,7 +255,7 @@ def test_a_label_of_the_wrong_shape(tmp_path: Path) -> None:
     atoms.arrays["forces_2d"] = np.zeros((3, 2))
     path = tmp_path / "flat.xyz"
     ase.io.write(path, atoms, format="extxyz")
-    with pytest.raises(InputError, match=r"flat\.xyz:0: forces_2d has shape"):
+    with pytest.raises(InputError, match=r"flat\.xyz frame 0: forces_2d has shape"):
         list(read(path, keys=Keys(forces="forces_2d")))
 
 
@@ -244,7 +263,7 @@ def test_negative_volume(trajectory: Path) -> None:
     atoms = labelled()
     atoms.set_cell(CELL[[1, 0, 2]])
     ase.io.write(trajectory, [labelled(), atoms], format="extxyz")
-    with pytest.raises(InputError, match=rf"{trajectory.name}:1: the cell's volume is negative"):
+    with pytest.raises(InputError, match=rf"{trajectory.name} frame 1: the cell's volume is negative"):
         list(read(trajectory))
 
 

@@ -25,7 +25,7 @@ def structure(formula: str, energy: float | None = None, forces: Any = None, spa
     """Atoms in a row."""
     atoms = Atoms(formula)
     atoms.positions[:, 0] = spacing * np.arange(len(atoms))
-    bare = Structure.from_ase(atoms, source=f"f.xyz:{formula}")
+    bare = Structure.from_ase(atoms, source=f"f.xyz frame {formula}")
     return Structure(**{**vars(bare), "energy": energy, "forces": forces})
 
 

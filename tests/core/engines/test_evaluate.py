@@ -224,8 +224,8 @@ def test_written_frames(predictor, structures, tmp_path):
 
 
 def test_nothing_is_written_when_a_structure_is_unknown(predictor, structures, tmp_path):
-    foreign = dataclasses.replace(structures[0], numbers=np.full(3, 6), source="a.xyz:7")
-    with pytest.raises(InputError, match=r"a\.xyz:7.*C"):
+    foreign = dataclasses.replace(structures[0], numbers=np.full(3, 6), source="a.xyz frame 7")
+    with pytest.raises(InputError, match=r"a\.xyz frame 7.*C"):
         evaluate(predictor, [*structures, foreign], write=tmp_path / "out.extxyz")
     with pytest.raises(InputError, match="no structures"):
         evaluate(predictor, [], write=tmp_path / "out.extxyz")

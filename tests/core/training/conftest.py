@@ -46,7 +46,7 @@ def structures(random_structure: Callable[..., Structure]) -> list[Structure]:
                 forces=rng.normal(size=(len(one), 3)),
                 stress=0.01 * (symmetric + symmetric.T) if n % 3 == 0 else None,
                 weight=1.0 + n % 2,
-                source=f"made.xyz:{n}",
+                source=f"made.xyz frame {n}",
             )
         )
     return made

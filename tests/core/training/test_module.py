@@ -209,7 +209,7 @@ def test_a_loss_that_is_not_finite_names_its_structures(make_run: MakeRun, terms
     run.fit(terms, max_epochs=1)
     before = (run.folder / "checkpoints" / "last.ckpt").read_bytes()
     run.relabel("train", 2, forces=np.full_like(run.structures[2].forces, np.inf))
-    with pytest.raises(InputError, match=r"The loss of step \d of epoch 2 is (inf|nan).*made\.xyz:2") as caught:
+    with pytest.raises(InputError, match=r"The loss of step \d of epoch 2 is (inf|nan).*made\.xyz frame 2") as caught:
         run.fit(terms, resume=True)
     path = run.folder / "nonfinite.extxyz"
     assert str(path) in str(caught.value)
@@ -224,7 +224,7 @@ def test_losses_read_late_stop_the_run_before_a_checkpoint(
     run.relabel("train", 2, energy=np.nan)
     trainer, module, data = run.parts(terms)
     monkeypatch.setattr(module, "on_fit_start", lambda: setattr(module.losses, "every", 50))
-    with pytest.raises(InputError, match=r"made\.xyz:2"):
+    with pytest.raises(InputError, match=r"made\.xyz frame 2"):
         trainer.fit(module, datamodule=data)
     assert not (run.folder / "checkpoints").exists()
 

@@ -76,7 +76,7 @@ def test_nothing_read_is_no_mean() -> None:
 def test_the_file_holds_the_structures(tmp_path: Path, structures: list[Structure]) -> None:
     path = tmp_path / "bad.extxyz"
     sentence = offending_to(path, lambda ids: [structures[n] for n in ids])([4, 0])
-    assert "made.xyz:4, made.xyz:0" in sentence
+    assert "made.xyz frame 4, made.xyz frame 0" in sentence
     frames = ase.io.read(path, ":")
     assert [len(frame) for frame in frames] == [len(structures[4]), len(structures[0])]
     assert frames[1].get_potential_energy() == pytest.approx(structures[0].energy)
@@ -85,10 +85,10 @@ def test_the_file_holds_the_structures(tmp_path: Path, structures: list[Structur
 def test_a_validation_loss_that_is_not_finite_stops_the_run(make_run: Callable[..., Any], terms: Loss) -> None:
     run = make_run()
     run.relabel("val", 3, energy=np.nan)
-    with pytest.raises(InputError, match=r"The validation loss of epoch 1 is nan\..*made\.xyz:11") as caught:
+    with pytest.raises(InputError, match=r"The validation loss of epoch 1 is nan\..*made\.xyz frame 11") as caught:
         run.fit(terms)
     path = run.folder / "nonfinite.extxyz"
     assert str(path) in str(caught.value)
-    assert "made.xyz:11" in [atoms.info["source"] for atoms in ase.io.iread(path)]
+    assert "made.xyz frame 11" in [atoms.info["source"] for atoms in ase.io.iread(path)]
     assert not (run.folder / "checkpoints").exists()
     assert len((run.folder / "metrics.csv").read_text().splitlines()) == 1

@@ -6,6 +6,7 @@ Units are eV and Å throughout (`nequip_core.units`); stress is dE/dstrain / V, 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Self
 
 import numpy as np
@@ -17,6 +18,17 @@ from nequip_core.errors import InputError
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
+
+
+def source_of(file: str | Path, frame: int) -> str:
+    """Where a structure came from: a file, and the number of the frame in it, from 0 as in ASE."""
+    return f"{file} frame {frame}"
+
+
+def file_and_frame(source: str) -> tuple[str, int | None]:
+    """The file and the frame's number of what `source_of` wrote; of any other source itself and None."""
+    file, _, frame = source.rpartition(" frame ")
+    return (file, int(frame)) if file and frame.isdecimal() else (source, None)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -34,7 +46,7 @@ class Structure:
         stress: [3, 3], eV/Å³, tension positive, or None.
         weight: factor of this structure in the loss.
         config_type: row of the error tables, or None.
-        source: where it came from, for messages: ``file:frame``.
+        source: where it came from, for messages; of a file's frame as `source_of` writes it.
     """
 
     positions: Floats
@@ -79,9 +91,12 @@ class Structure:
         for name in ("positions", "cell", "energy", "forces", "stress", "weight"):
             value = getattr(self, name)
             if value is not None and not np.isfinite(value).all():
+                numbers = np.atleast_1d(value)
+                first = np.argwhere(~np.isfinite(numbers))[0]
+                place = f" of atom {first[0]}" if name in ("positions", "forces") else ""
                 raise InputError(
-                    f"{where}: {name} has a NaN or infinite number. Expected finite numbers; remove the label or the "
-                    "frame."
+                    f"{where}: {name} has {numbers[tuple(first)]}{place}. Expected finite numbers; remove the label or "
+                    "the frame."
                 )
         if len(self) and not ((self.numbers >= 1) & (self.numbers < len(chemical_symbols))).all():
             bad = sorted(set(self.numbers[(self.numbers < 1) | (self.numbers >= len(chemical_symbols))].tolist()))
@@ -134,7 +149,7 @@ class TypeMap:
         if unknown:
             raise InputError(
                 f"{structure.source or 'structure'}: atoms of type {', '.join(unknown)}, unknown to the model. "
-                f"Its types are {', '.join(self.names)}."
+                f"Its types are {', '.join(self.names)}: leave these frames out, or take a model that knows them."
             )
         indices = np.array([table[name] for name in names], dtype=np.int64)
         declared = np.array([atomic_numbers[symbol] for symbol in self.elements])

@@ -35,7 +35,7 @@ from nequip_core.data.datamodule import DataModule
 from nequip_core.data.dataset import LABELS, Dataset
 from nequip_core.data.frames import Frames, columns
 from nequip_core.data.ghost import Ghost
-from nequip_core.data.read import read
+from nequip_core.data.read import names_of_labels, read, reader_of
 from nequip_core.data.split import Splits, split
 from nequip_core.data.statistics import Statistics, compute
 from nequip_core.errors import InputError
@@ -234,7 +234,8 @@ def prepare_data(
         )
         for part in (train, val)
     )
-    train_set.require(*(name for name in LABELS if getattr(config.training.loss, name).weight))
+    trained = [name for name in LABELS if getattr(config.training.loss, name).weight]
+    train_set.require(*trained, received=lambda: names_in(paths["data.path"][0], config, registry))
     isolated = read_all(*paths["data.isolated_atoms"]) if paths["data.isolated_atoms"] else ()
     statistics = compute(train_set, config.model.atomic_energies, isolated, cache=cache)
     module = DataModule(
@@ -260,6 +261,13 @@ def prepare_data(
         model=resolve_model(typed, statistics),
         notes=tuple(note for note in notes if note),
     )
+
+
+def names_in(path: Path, config: Config, registry: Registry) -> str:
+    """A sentence on the labels of a file's first frame, where ASE reads it."""
+    if reader_of(path, config.data.format, registry.readers) is not None:
+        return ""
+    return names_of_labels(path, "auto" if config.data.format == "ase" else config.data.format)
 
 
 def repeated(train: Frames, sets: Mapping[str, EvaluationSet]) -> Iterator[str]:

@@ -28,7 +28,7 @@ from nequip_core.errors import ConfigError, InputError
 from nequip_core.models.base import ModelConfig
 from nequip_core.models.build import build_model
 from nequip_core.ops.select import Ops
-from nequip_core.plugins.manager import Registry
+from nequip_core.plugins.manager import Registry, nearest
 from nequip_core.training.module import MONITORS
 from nequip_core.training.ranks import place_of
 
@@ -84,7 +84,9 @@ def check_files(config: Config, registry: Registry) -> Found:
     for key, paths in files_of(config).items():
         for path in paths:
             if not path.exists():
-                yield key, f"{key}: there is no file {path} (seen from {Path.cwd()})."
+                beside = [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []
+                near = nearest(path.name, beside)
+                yield key, f"{key}: there is no file {path} (seen from {Path.cwd()}).{near}"
             elif not path.is_file():
                 yield key, f"{key}: {path} is no file."
             elif path.stat().st_size == 0:
@@ -195,11 +197,11 @@ def check_devices(config: Config, registry: Registry) -> Found:
 def check_folder(config: Config, registry: Registry) -> Found:
     """The run's folder can be written to, and run.if_exists allows it."""
     path = run_path(config)
-    nearest = next(parent for parent in (path.absolute(), *path.absolute().parents) if parent.exists())
-    if not nearest.is_dir():
-        yield "run.dir", f"run.dir: {path} can not be a folder: {nearest} is a file."
-    elif not os.access(nearest, os.W_OK | os.X_OK):
-        yield "run.dir", f"run.dir: {path} can not be written to: no permission in {nearest}."
+    there = next(parent for parent in (path.absolute(), *path.absolute().parents) if parent.exists())
+    if not there.is_dir():
+        yield "run.dir", f"run.dir: {path} can not be a folder: {there} is a file."
+    elif not os.access(there, os.W_OK | os.X_OK):
+        yield "run.dir", f"run.dir: {path} can not be written to: no permission in {there}."
     else:
         try:
             found = read_manifest(path)

@@ -30,6 +30,8 @@ from nequip_core.keys import MISSING
 from nequip_core.plugins.manager import Registry
 
 GROUPS = "nequip_core.config.groups"
+BASE = "nequip_core_base"
+"""The name under which Hydra finds what a file calls base: a file base.yaml may lie beside it."""
 COMMAND_LINE = "command line"
 
 Check = Callable[[Config, Registry], Iterable[tuple[str, str]]]
@@ -321,10 +323,11 @@ def _parse_override(word: str, path: Path, problems: list[Problem]) -> Override 
 def _bare(path: Path, defaults: list[Any], choices: Sequence[Override], registry: Registry) -> DictConfig:
     """The groups that ``defaults`` and the command line choose, typed, without the file's own keys."""
     store = ConfigStore.instance()
-    store.store(name="base", node=Config)
+    store.store(name=BASE, node=Config)
     for name, entry in registry.models.items():
         store.store(group="model", name=name, node=entry.config.load())
-    store.store(name="nequip_file", node={"defaults": [item for item in defaults if item != "_self_"]})
+    chosen = [BASE if item == "base" else item for item in defaults if item != "_self_"]
+    store.store(name="nequip_file", node={"defaults": chosen})
     packages = [GROUPS, *(name for name in registry.config_modules if name != GROUPS)]
     search = "hydra.searchpath=[" + ",".join(f"pkg://{package}" for package in packages) + "]"
     try:
@@ -341,6 +344,8 @@ def _bare(path: Path, defaults: list[Any], choices: Sequence[Override], registry
         ) from error
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(f"defaults: {' '.join(str(error).split())}") from error
+    except RecursionError as error:
+        raise ConfigError("defaults: the files that they name build on each other in a circle.") from error
     return tree
 
 
@@ -560,7 +565,7 @@ class Layer:
         if missing:
             item = self.fields[key].metadata
             unit = f", in {item['unit']}" if item["unit"] else ""
-            self.refuse(key, place, f"{key} is missing and has no default: {item['text']}{unit}.")
+            self.refuse(key, place, f"{key} is missing and has no default: {item['text']}{unit}. Give {key}=VALUE.")
             return
         value = OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
         if rule is not None and not rule.accepts(value):

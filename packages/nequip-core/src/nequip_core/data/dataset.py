@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ from nequip_core.errors import InputError
 from nequip_core.graph import Graph, edges_of
 from nequip_core.neighbors import NeighborList
 from nequip_core.progress import Progress, silent
-from nequip_core.structure import Floats, Ints, Structure, TypeMap
+from nequip_core.structure import Floats, Ints, Structure, TypeMap, file_and_frame
 
 LABELS = ("energy", "forces", "stress")
 """In the order of the columns of `Dataset.labelled`."""
@@ -159,8 +159,12 @@ class Dataset(Sequence[Batch]):
             denominators=denominators or self.denominators(numbers),
         )
 
-    def require(self, *labels: str) -> None:
+    def require(self, *labels: str, received: Callable[[], str] = str) -> None:
         """Check that at least one structure has each label; stress counts where all directions are periodic.
+
+        Args:
+            labels: of `LABELS`.
+            received: says what the files hold.
 
         Raises:
             InputError: names the label and the file.
@@ -168,7 +172,7 @@ class Dataset(Sequence[Batch]):
         for label in labels:
             if self._has[label].any():
                 continue
-            file = self.structures[0].source.rpartition(":")[0]
+            file = file_and_frame(self.structures[0].source)[0]
             if self.structures.column(f"has_{label}").any():
                 raise InputError(
                     f"{file}: {int(self.structures.column('has_stress').sum())} frames have a stress, but none is "
@@ -176,8 +180,13 @@ class Dataset(Sequence[Batch]):
                     "or set training.loss.stress.weight=0."
                 )
             raise InputError(
-                f"{file}: no frame has {label}, which the loss trains on. Name the label (data.keys.{label}=...), or "
-                f"set training.loss.{label}.weight=0."
+                " ".join(
+                    (
+                        f"{file}: no frame has {label}, which the loss trains on.",
+                        *filter(None, (received(),)),
+                        f"Name the label (data.keys.{label}=...), or set training.loss.{label}.weight=0.",
+                    )
+                )
             )
 
 

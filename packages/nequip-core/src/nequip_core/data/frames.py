@@ -13,7 +13,7 @@ from ase.data import chemical_symbols
 from numpy.typing import NDArray
 
 from nequip_core.data.cache import Stored
-from nequip_core.structure import Ints, Structure
+from nequip_core.structure import Ints, Structure, file_and_frame, source_of
 
 
 class Frames(Sequence[Structure]):
@@ -68,7 +68,7 @@ class Frames(Sequence[Structure]):
         """Where structures came from, for messages."""
         files, rows = self.stored.about["files"], self.numbers[np.asarray(numbers, dtype=np.int64)]
         pairs = zip(self.arrays["file"][rows].tolist(), self.arrays["frame"][rows].tolist(), strict=True)
-        return [files[file] if frame < 0 else f"{files[file]}:{frame}" for file, frame in pairs]
+        return [files[file] if frame < 0 else source_of(files[file], frame) for file, frame in pairs]
 
     def types(self) -> dict[tuple[str, str], int]:
         """(type name, element symbol) of all atoms, each with the number of a structure that has it."""
@@ -152,8 +152,7 @@ def columns(structures: Iterable[Structure]) -> Stored:
     for one in structures:
         atoms = len(one)
         sizes.append(atoms)
-        file, _, frame = one.source.rpartition(":")
-        named = file and frame.isdecimal()
+        file, frame = file_and_frame(one.source)
         kinds = [-1] * atoms if one.type_names is None else [number("type_names", name) for name in one.type_names]
         for name, array in (
             ("positions", one.positions),
@@ -172,8 +171,8 @@ def columns(structures: Iterable[Structure]) -> Stored:
             "has_stress": one.stress is not None,
             "weight": one.weight,
             "config_type": -1 if one.config_type is None else number("config_types", one.config_type),
-            "file": number("files", file if named else one.source),
-            "frame": int(frame) if named else -1,
+            "file": number("files", file),
+            "frame": -1 if frame is None else frame,
             "geometry": _geometry(one),
         }
         for name, value in row.items():

@@ -27,7 +27,7 @@ from nequip_core.errors import InputError
 from nequip_core.keys import key
 from nequip_core.plugins.manager import nearest
 from nequip_core.plugins.records import ReaderEntry
-from nequip_core.structure import Floats, Structure
+from nequip_core.structure import Floats, Structure, source_of
 
 OPENERS: dict[str, Callable[..., IO[str]]] = {".xz": lzma.open, ".gz": gzip.open}
 
@@ -94,7 +94,7 @@ def read(
     keys, units = keys or Keys(), units or Units()
     if not path.is_file():
         raise InputError(f"No such file: {path}. Paths are relative to the current folder.")
-    entry = _reader(path, format, readers or {})
+    entry = reader_of(path, format, readers or {})
     if entry is not None:
         frames = entry.open.load()(path, index, keys, units)
     else:
@@ -108,7 +108,7 @@ def read(
         raise InputError(f"{path} holds no frames (index {index!r}). Expected at least one structure.")
 
 
-def _reader(path: Path, format: str, readers: Mapping[str, ReaderEntry]) -> ReaderEntry | None:
+def reader_of(path: Path, format: str, readers: Mapping[str, ReaderEntry]) -> ReaderEntry | None:
     """The plugin's reader of a format or of a file's suffix; None: ASE reads it."""
     others = {entry.name: entry for entry in readers.values() if entry.name != "ase"}
     if format != "auto":
@@ -213,8 +213,17 @@ def read_atoms(path: str | Path, index: int = 0) -> Atoms:
     raise InputError(f"{path} holds no frame {index}. Expected a structure; the first frame is --index 0.")
 
 
+def names_of_labels(path: Path, format: str = "auto") -> str:
+    """A sentence on what the first frame of a file holds, by the names that ``data.keys`` may say."""
+    for atoms, source in ase_frames(path, "0", format=format):
+        results = [name for name in CALCULATOR_PROPERTIES if _lookup(atoms, name) is not None]
+        per_atom = [name for name in atoms.arrays if name not in ("numbers", "positions")]
+        return f"{source} holds {', '.join(dict.fromkeys([*results, *atoms.info, *per_atom])) or 'no label'}."
+    return ""
+
+
 def ase_frames(path: Path, index: str, *, format: str = "auto") -> Iterator[tuple[Atoms, str]]:
-    """Frames through ASE's readers, streamed, each with where it came from: ``file:frame``."""
+    """Frames through ASE's readers, streamed, each with where it came from."""
     inner = Path(path.stem) if path.suffix in OPENERS else path
     name = format if format != "auto" else _format_by_name(inner)
     if name is not None and name not in ioformats:
@@ -224,7 +233,7 @@ def ase_frames(path: Path, index: str, *, format: str = "auto") -> Iterator[tupl
         return
     frames = _extxyz(path, wanted) if name == "extxyz" else _any_format(path, wanted, name)
     for number, atoms in frames:
-        yield atoms, f"{path}:{number}"
+        yield atoms, source_of(path, number)
 
 
 def _unreadable(path: Path, number: int, format: str, error: Exception | str) -> InputError:
@@ -270,7 +279,9 @@ def _extxyz(path: Path, wanted: slice) -> Iterator[tuple[int, Atoms]]:
         try:
             (atoms,) = read_extxyz(io.StringIO(text), 0)
         except Exception as error:  # see above
-            raise _unreadable(path, number, "extxyz", error) from error
+            strange = isinstance(error, KeyError) and error.args[0] in text.split()
+            what = f"{error.args[0]!r} is no chemical element" if strange else error
+            raise _unreadable(path, number, "extxyz", what) from error
         yield number, atoms
 
 

@@ -18,7 +18,7 @@ from ase.data import atomic_numbers
 from ase.utils import string2index
 
 from nequip_core.errors import InputError
-from nequip_core.structure import Structure
+from nequip_core.structure import Structure, source_of
 
 
 def open_toy(path: Path, index: str, keys: Any, units: Any) -> Iterator[Structure]:
@@ -34,7 +34,7 @@ def open_toy(path: Path, index: str, keys: Any, units: Any) -> Iterator[Structur
     if isinstance(wanted, str):
         raise InputError(f"{path}: index {index!r} is no slice. Expected start:stop:step or a number.")
     for number in range(len(molecules))[wanted]:
-        source = f"{path}:{number}"
+        source = source_of(path, number)
         try:
             energy, *atoms = molecules[number]
             symbols = [line.split()[0] for line in atoms]
