@@ -20,6 +20,7 @@ from ase.data import atomic_numbers, chemical_symbols
 from numpy.typing import NDArray
 from torch import Tensor
 
+from nequip_core.blocks import BlockEdges, Blocks
 from nequip_core.errors import InputError
 from nequip_core.export.artifact import LoadedModel, load_model
 from nequip_core.graph import Graph, build_graph, edge_vectors, filter_edges, to
@@ -50,6 +51,8 @@ class NequIPCalculator(Calculator):
             CUDA, and of `nequip_core.neighbors.DEFAULT`, which is quicker there, on the CPU.
         types: element -> type name, for elements of which the model has several types.
         skin: Å; beyond the cut-off. No effect on results.
+        block_edges: strictly local models are evaluated in blocks of atoms with at most so many edges; "auto": on CUDA,
+            as memory asks; None: all atoms at once. No effect on results; see `nequip_core.blocks.Blocks`.
     """
 
     implemented_properties = ["energy", "free_energy", "energies", "forces", "stress", "stresses"]  # noqa: RUF012
@@ -61,6 +64,7 @@ class NequIPCalculator(Calculator):
         *,
         types: Mapping[str, str] | None = None,
         skin: float = 1.0,
+        block_edges: BlockEdges = "auto",
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.loaded = loaded
@@ -68,6 +72,7 @@ class NequIPCalculator(Calculator):
         self.neighbor_list = neighbor_list or find(load_registry().neighbor_lists, name, "neighbour list")
         self.types = dict(types or {})
         self.skin = skin
+        self.potential = Blocks(loaded.potential, loaded.info, block_edges)
         self._type_of_number = type_table(loaded.type_map, self.types)
         self._graph = self._new_graph()
 
@@ -82,6 +87,7 @@ class NequIPCalculator(Calculator):
         kernels: str | Mapping[str, str] = "auto",
         checkpoint: str = "best",
         weights: Literal["ema", "raw"] = "ema",
+        block_edges: BlockEdges = "auto",
     ) -> Self:
         """The calculator of a run's folder, a checkpoint or a package.
 
@@ -93,13 +99,14 @@ class NequIPCalculator(Calculator):
             kernels: "auto", "reference", a kernel's name, or {operator: name}.
             checkpoint: of a run's folder: "best" or "last".
             weights: "ema": the averaged ones where there are any; "raw": the trained ones.
+            block_edges: edges in a block of a strictly local model; "auto": on CUDA, as memory asks; None: one block.
 
         Raises:
             ArtifactError: the file can not be read.
             InputError: the device is not there; ``types`` names an unknown element or type.
         """
         loaded = load_model(model, checkpoint=checkpoint, weights=weights, device=device, kernels=kernels)
-        return cls(loaded, types=types, skin=skin)
+        return cls(loaded, types=types, skin=skin, block_edges=block_edges)
 
     def calculate(
         self,
@@ -122,7 +129,7 @@ class NequIPCalculator(Calculator):
                 f"stress needs a cell that is periodic in all three directions; received pbc {atoms.pbc.tolist()}"
             )
         graph = self._graph(atoms.positions, self._types_of(atoms), atoms.cell.array, atoms.pbc)
-        prediction = self.loaded.potential(graph, atomic_virial=periodic)
+        prediction = self.potential(graph, atomic_virial=periodic)
         energy = float(prediction.energy.item())
         self.results = {
             "energy": energy,
@@ -137,7 +144,8 @@ class NequIPCalculator(Calculator):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         """A calculator of its own with the same weights."""
-        other = type(self)(self.loaded, self.neighbor_list, types=self.types, skin=self.skin)
+        block_edges = self.potential.block_edges
+        other = type(self)(self.loaded, self.neighbor_list, types=self.types, skin=self.skin, block_edges=block_edges)
         memo[id(self)] = other
         other.atoms = copy.deepcopy(self.atoms, memo)
         other.results = copy.deepcopy(self.results, memo)

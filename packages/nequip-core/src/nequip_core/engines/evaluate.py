@@ -29,6 +29,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor
 
+from nequip_core.blocks import BlockEdges, Blocks
 from nequip_core.data.loader import micro_batches
 from nequip_core.errors import CheckError, InputError
 from nequip_core.export.artifact import LoadedModel, load_model
@@ -66,6 +67,7 @@ def load(
     weights: Literal["ema", "raw"] = "ema",
     kernels: str | Mapping[str, str] = "auto",
     batch_atoms: int | None = None,
+    block_edges: BlockEdges = "auto",
 ) -> Predictor:
     """A model ready to predict, from a run's folder, a checkpoint or a package.
 
@@ -76,6 +78,7 @@ def load(
         weights: "ema": the averaged ones where there are any; "raw": the trained ones.
         kernels: "auto", "reference", a kernel's name, or {operator: name}.
         batch_atoms: atoms per batch; None: batches as in the validation of the model's run.
+        block_edges: edges in a block of a strictly local model; "auto": on CUDA, as memory asks; None: one block.
 
     Raises:
         ArtifactError: the file can not be read.
@@ -85,13 +88,16 @@ def load(
     loaded = load_model(
         model, checkpoint=checkpoint, weights=weights, device=device, kernels=kernels, registry=registry
     )
-    return predictor(loaded, registry, batch_atoms=batch_atoms)
+    return predictor(loaded, registry, batch_atoms=batch_atoms, block_edges=block_edges)
 
 
-def predictor(loaded: LoadedModel, registry: Registry, *, batch_atoms: int | None = None) -> Predictor:
+def predictor(
+    loaded: LoadedModel, registry: Registry, *, batch_atoms: int | None = None, block_edges: BlockEdges = "auto"
+) -> Predictor:
     """A predictor with the default neighbour list."""
     entry = find(registry.neighbor_lists, DEFAULT, "neighbour list")
-    return Predictor(loaded, entry.make.load()(loaded.info.cutoff, 0.0), batch_atoms=batch_atoms)
+    neighbor_list = entry.make.load()(loaded.info.cutoff, 0.0)
+    return Predictor(loaded, neighbor_list, batch_atoms=batch_atoms, block_edges=block_edges)
 
 
 class Limits(NamedTuple):
@@ -145,11 +151,20 @@ class Predictor:
         loaded: from `nequip_core.export.artifact.load_model`.
         neighbor_list: for the model's cut-off.
         batch_atoms: atoms per batch; no effect on results beyond rounding in the model's dtype. None: see `limits`.
+        block_edges: see `nequip_core.blocks.Blocks`; no effect on results.
     """
 
-    def __init__(self, loaded: LoadedModel, neighbor_list: NeighborList, *, batch_atoms: int | None = None) -> None:
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        neighbor_list: NeighborList,
+        *,
+        batch_atoms: int | None = None,
+        block_edges: BlockEdges = "auto",
+    ) -> None:
         self.limits = limits(loaded, batch_atoms)
         self.loaded = loaded
+        self.potential = Blocks(loaded.potential, loaded.info, block_edges)
         self.neighbor_list = neighbor_list
         self.device = loaded.device
 
@@ -198,7 +213,7 @@ class Predictor:
 
     def _predict_graph(self, graph: Graph, atomic_virial: bool) -> Prediction:
         try:
-            prediction = self.loaded.potential(to(graph, self.device), atomic_virial=atomic_virial)
+            prediction = self.potential(to(graph, self.device), atomic_virial=atomic_virial)
         except torch.OutOfMemoryError as error:
             raise InputError(
                 f"{self.device} has too little memory for a batch of {len(graph.positions)} atoms and "
