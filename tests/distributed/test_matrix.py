@@ -71,9 +71,22 @@ def test_any_number_of_processes_gives_the_same_weights(work: Any, close: Callab
     assert work.leftovers() == []
 
 
+def test_compiled_steps_of_two_processes(work: Any, close: Callable[..., None]) -> None:
+    words = ("model.num_layers=1", "data.batch.size=2")  # the last step of an epoch leaves a process the ghost only
+    work.run("run.dir=one", *words)
+    work.run("run.dir=run", TWO, "training.compile=true", *words)
+    close(work.rows("run"), work.rows("one"), 1e-9)
+    close(work.rows("run", "steps"), work.rows("one", "steps"), 1e-9)
+    close(work.checkpoint("run").training.raw, work.checkpoint("one").training.raw, 1e-8)
+    report = state(work)["compile"]
+    assert (report["graphs"], report["breaks"], report["recompiles"]) == (1, 0, 0)
+
+
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
-def test_two_gpus_train_as_one_and_wait_for_nothing(work: Any, close: Callable[..., None]) -> None:
+@pytest.mark.parametrize("compiled", ["false", "true"])
+def test_two_gpus_train_as_one_and_wait_for_nothing(work: Any, close: Callable[..., None], compiled: str) -> None:
     words = ("trainer.accelerator=cuda", "trainer.log_every_n_steps=50", "trainer.max_epochs=6", "data.batch.size=4")
+    words += (f"training.compile={compiled}",)
     quiet = "training.callbacks=[{name: planted.NoWaiting, args: {first: 10, last: 12}}]"
     work.run("run.dir=one", *words)
     work.run("run.dir=run", TWO, quiet, *words)

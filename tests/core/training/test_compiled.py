@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from nequip_core.training.loss import Loss
 GHOST = Ghost(1.7)
 SAMPLE = Sample(Sizes(5, 67, 509), Sizes(7, 67, 263))
 CPU = torch.device("cpu")
+TOY = Path(__file__).parents[2] / "plugins" / "nequip-toy" / "src"
 
 
 @pytest.fixture(autouse=True)
@@ -256,11 +258,17 @@ def test_one_code_for_all_batches_repeatable(
     [
         ("nequip", {"num_layers": 2, "l_max": 1, "num_features": 4, "radial_mlp": [8]}),
         ("allegro", {"num_layers": 2, "l_max": 1, "num_scalar_features": 8, "num_tensor_features": 4}),
+        ("toy", {}),
     ],
 )
-def test_a_thousand_batches(name: str, keys: dict[str, Any], terms: Loss, tmp_path: Path) -> None:
+def test_a_thousand_batches(
+    name: str, keys: dict[str, Any], terms: Loss, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     torch.set_num_threads(2)
-    case = make_case(load_registry().models[name], keys).as_dtype("float32")
+    monkeypatch.syspath_prepend(TOY)  # not installed: its plugin says what it offers
+    toy = import_module("nequip_toy.plugin")
+    models = load_registry().models | {entry.name: entry for entry in toy.nequip_models()}
+    case = make_case(models[name], keys).as_dtype("float32")
     training = training_of(case.potential.model, terms, tmp_path, check_every=50)
     training.prepare_training(CPU)
     weights = [p for p in training.potential.parameters() if p.requires_grad]
