@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from contextlib import closing
 from dataclasses import asdict, fields
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nequip_core.cli.imports import imports
 from nequip_core.cli.options import add_device, add_model, assignments, command_parser
 from nequip_core.errors import InputError
 from nequip_core.plugins.manager import load_registry
+
+if TYPE_CHECKING:
+    from nequip_core.training.ranks import Ranks
 
 
 def parser() -> argparse.ArgumentParser:
@@ -36,19 +41,38 @@ def parser() -> argparse.ArgumentParser:
 
 
 def run(argv: list[str]) -> int:
-    """Evaluate, print a table, write what is asked for."""
+    """Evaluate, print a table, write what is asked for; as one of several processes where torchrun has started them."""
     options = parser().parse_args(argv)
 
+    with imports():
+        from nequip_core.training.ranks import ONE, place_of
+
+    place = place_of(os.environ)
+    if place.size == 1:
+        return _evaluate(options, ONE)
+    with imports():
+        from nequip_core.cli.running import together
+
+    return together(place, partial(_evaluate, options))
+
+
+def _evaluate(options: argparse.Namespace, ranks: Ranks) -> int:
     with imports():
         from nequip_core.cli.loading import load, say
         from nequip_core.cli.terminal import RunConsole
         from nequip_core.data.read import Keys, Units, read
-        from nequip_core.engines.evaluate import evaluate, predictor
+        from nequip_core.engines.evaluate import Share, evaluate, predictor
         from nequip_core.files import atomic_write, sha256
 
     registry = load_registry()
     keys = label_names(options.keys, Keys)
-    loaded = load(options, device=options.device)
+    loaded = load(options, device=_device(options.device, ranks), speaks=ranks.is_first)
+    share = Share(ranks.rank, ranks.size, lambda value: ranks.gather(value, "the predictions"))
+    model = predictor(loaded, registry, batch_atoms=options.batch_atoms, share=share)
+    if not ranks.is_first:  # it predicts its share; the first one has all results, and speaks
+        for _ in model.stream(read(options.data, index=options.index, keys=keys, readers=registry.readers)):
+            pass
+        return 0
     if (units := loaded.data.get("units", asdict(Units()))) != asdict(Units()):
         say(f"warning: the model was trained on a file in other units ({units}); {options.data} is read as eV and Å")
 
@@ -58,7 +82,7 @@ def run(argv: list[str]) -> int:
             console.say(message, "warning")
 
         results = evaluate(
-            predictor(loaded, registry, batch_atoms=options.batch_atoms),
+            model,
             read(options.data, index=options.index, keys=keys, readers=registry.readers, say=warn),
             data={"path": str(options.data), "sha256": sha256(options.data) if options.data.is_file() else None},
             write=options.write,
@@ -74,6 +98,15 @@ def run(argv: list[str]) -> int:
     for path in filter(None, (options.json, options.write, options.plots)):
         say(f"wrote {path}")
     return 0
+
+
+def _device(device: str, ranks: Ranks) -> str:
+    """Each of several processes on one machine takes its own GPU."""
+    import torch
+
+    if ranks.size == 1 or device == "cpu" or (device == "auto" and not torch.cuda.is_available()):
+        return device
+    return f"cuda:{ranks.place.local_rank}"
 
 
 def label_names(given: dict[str, str], keys: Any) -> Any:

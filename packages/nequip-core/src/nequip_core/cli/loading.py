@@ -20,13 +20,14 @@ def say(message: str) -> None:
     print(message, file=sys.stderr, flush=True)
 
 
-def load(options: argparse.Namespace, *, device: str, **how: Any) -> LoadedModel:
+def load(options: argparse.Namespace, *, device: str, speaks: bool = True, **how: Any) -> LoadedModel:
     """The model that ``add_model``'s options name; says which checkpoint, weights and device it took.
 
     ``how``: further arguments of `nequip_core.export.artifact.load_model`.
     """
     which = {"checkpoint": options.checkpoint, "weights": options.weights, "registry": load_registry()}
-    return _said(load_model(options.model, device=device, **which, **how))
+    loaded = load_model(options.model, device=device, **which, **how)
+    return _said(loaded) if speaks else loaded
 
 
 def inspect(options: argparse.Namespace) -> LoadedModel:

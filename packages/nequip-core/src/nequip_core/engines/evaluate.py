@@ -10,6 +10,7 @@ metrics.csv.
 from __future__ import annotations
 
 import io
+import itertools
 import time
 import warnings
 from collections import defaultdict
@@ -17,7 +18,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Siz
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any, Literal, NamedTuple
+from typing import IO, Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -57,6 +58,7 @@ NO_CONFIG_TYPE = "none"
 """The row of structures without a config_type, where others have one."""
 
 Floats = NDArray[np.float64]
+T = TypeVar("T")
 
 
 def load(
@@ -69,7 +71,7 @@ def load(
     batch_atoms: int | None = None,
     block_edges: BlockEdges = "auto",
 ) -> Predictor:
-    """A model ready to predict, from a run's folder, a checkpoint or a package.
+    """A model ready to predict, from a run's folder, a checkpoint, a package or a compiled file.
 
     Args:
         model: DIR means DIR/checkpoints/best.ckpt.
@@ -89,15 +91,6 @@ def load(
         model, checkpoint=checkpoint, weights=weights, device=device, kernels=kernels, registry=registry
     )
     return predictor(loaded, registry, batch_atoms=batch_atoms, block_edges=block_edges)
-
-
-def predictor(
-    loaded: LoadedModel, registry: Registry, *, batch_atoms: int | None = None, block_edges: BlockEdges = "auto"
-) -> Predictor:
-    """A predictor with the default neighbour list."""
-    entry = find(registry.neighbor_lists, DEFAULT, "neighbour list")
-    neighbor_list = entry.make.load()(loaded.info.cutoff, 0.0)
-    return Predictor(loaded, neighbor_list, batch_atoms=batch_atoms, block_edges=block_edges)
 
 
 class Limits(NamedTuple):
@@ -144,6 +137,28 @@ class StructurePrediction:
     stress: Floats | None
 
 
+def _alone(value: T) -> list[T]:
+    return [value]
+
+
+@dataclass(frozen=True)
+class Share:
+    """Which batches a process predicts, of several that evaluate together.
+
+    Attributes:
+        rank: of this process.
+        size: how many there are.
+        gather: everybody's value, by rank; all call it, equally often.
+    """
+
+    rank: int = 0
+    size: int = 1
+    gather: Callable[[Any], list[Any]] = _alone
+
+
+ALONE = Share()
+
+
 class Predictor:
     """A model on its device: structures in, predictions out.
 
@@ -152,6 +167,7 @@ class Predictor:
         neighbor_list: for the model's cut-off.
         batch_atoms: atoms per batch; no effect on results beyond rounding in the model's dtype. None: see `limits`.
         block_edges: see `nequip_core.blocks.Blocks`; no effect on results.
+        share: of the batches of `stream`; all processes see all results, in the same order.
     """
 
     def __init__(
@@ -161,7 +177,9 @@ class Predictor:
         *,
         batch_atoms: int | None = None,
         block_edges: BlockEdges = "auto",
+        share: Share = ALONE,
     ) -> None:
+        self.share = share
         self.limits = limits(loaded, batch_atoms)
         self.loaded = loaded
         self.potential = Blocks(loaded.potential, loaded.info, block_edges)
@@ -187,22 +205,26 @@ class Predictor:
         return _join(batches)
 
     def stream(self, structures: Iterable[Structure]) -> Iterator[tuple[Structure, StructurePrediction]]:
-        """Each structure with its prediction, in order, one batch in memory at a time."""
-        for batch in _batches(structures, self.limits):
-            energy, atomic_energy, forces, virial, _ = self._predict(batch)
-            end = 0
-            for row, structure in enumerate(batch):
-                start, end = end, end + len(structure)
-                yield (
-                    structure,
-                    StructurePrediction(
-                        energy=float(energy[row]),
-                        atomic_energies=atomic_energy[start:end].numpy(),
-                        forces=forces[start:end].numpy(),
-                        virial=virial[row].numpy(),
-                        stress=_stress(virial[row], structure.volume),
-                    ),
-                )
+        """Each structure with its prediction, in order, one batch of each process in memory at a time."""
+        batches = _batches(structures, self.limits)
+        while turn := list(itertools.islice(batches, self.share.size)):
+            mine = self._rows(turn[self.share.rank]) if self.share.rank < len(turn) else []
+            for batch, rows in zip(turn, self.share.gather(mine), strict=False):
+                yield from zip(batch, rows, strict=True)
+
+    def _rows(self, batch: Sequence[Structure]) -> list[StructurePrediction]:
+        energy, atomic_energy, forces, virial, _ = self._predict(batch)
+        ends = np.cumsum([len(structure) for structure in batch])
+        return [
+            StructurePrediction(
+                energy=float(energy[row]),
+                atomic_energies=atomic_energy[end - len(structure) : end].numpy(),
+                forces=forces[end - len(structure) : end].numpy(),
+                virial=virial[row].numpy(),
+                stress=_stress(virial[row], structure.volume),
+            )
+            for row, (structure, end) in enumerate(zip(batch, ends, strict=True))
+        ]
 
     def _predict(self, batch: Sequence[Structure], *, atomic_virial: bool = False) -> Prediction:
         type_map, cutoffs = self.loaded.type_map, np.array(self.loaded.info.pair_cutoffs)
@@ -220,6 +242,20 @@ class Predictor:
                 f"{graph.edge_index.shape[1]} edges. Take fewer atoms per batch (--batch-atoms)."
             ) from error
         return Prediction(*(tensor if tensor is None else tensor.detach().cpu() for tensor in prediction))  # type: ignore[arg-type]
+
+
+def predictor(
+    loaded: LoadedModel,
+    registry: Registry,
+    *,
+    batch_atoms: int | None = None,
+    block_edges: BlockEdges = "auto",
+    share: Share = ALONE,
+) -> Predictor:
+    """A predictor with the default neighbour list."""
+    entry = find(registry.neighbor_lists, DEFAULT, "neighbour list")
+    neighbor_list = entry.make.load()(loaded.info.cutoff, 0.0)
+    return Predictor(loaded, neighbor_list, batch_atoms=batch_atoms, block_edges=block_edges, share=share)
 
 
 def _join(batches: Sequence[Prediction]) -> Prediction:
