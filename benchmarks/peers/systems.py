@@ -23,6 +23,7 @@ MODELS = {
     "allegro_3": ALLEGRO | {"num_layers": 3},
     "allegro_64": ALLEGRO | {"num_layers": 2, "num_scalar_features": 64, "cutoff": 5.0},
     "nequip_64": NEQUIP | {"num_layers": 4, "num_features": 64},
+    "nequip_md": NEQUIP | {"num_features": 64},
     "allegro_tiny": ALLEGRO | {"num_layers": 1, "l_max": 1, "num_scalar_features": 8, "num_tensor_features": 4},
     "nequip_tiny": NEQUIP | {"num_layers": 1, "l_max": 1, "num_features": 4},
 }
@@ -78,16 +79,14 @@ def globules(count: int = 32, atoms: int = 30) -> list[Atoms]:
 SYSTEMS = {
     "silicon_64": silicon,
     "ethanol_5x9": molecules,
-    "water_192": water,
-    "water_1536": partial(water, 8),
+    **{f"water_{3 * side**3}": partial(water, side) for side in (3, 4, 8, 12, 16, 19)},
     "molecules_32x30": globules,
     "molecules_4x8": partial(globules, 4, 8),
 }
 TYPES = {
     "silicon_64": ["Si"],
     "ethanol_5x9": ["H", "C", "O"],
-    "water_192": ["H", "O"],
-    "water_1536": ["H", "O"],
+    **{name: ["H", "O"] for name in SYSTEMS if name.startswith("water")},
     "molecules_32x30": ["H", "C", "O"],
     "molecules_4x8": ["H", "C", "O"],
 }
