@@ -56,12 +56,17 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+def rows() -> list[dict[str, float]]:
+    """Of metrics.csv; the last one is that of last.ckpt."""
+    with Path("run/metrics.csv").open() as file:
+        return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+
+
 def best_row() -> dict[str, float]:
     """Of metrics.csv, what best.ckpt has."""
     best = json.loads(Path("run/run.json").read_text())["best_epoch"]
-    with Path("run/metrics.csv").open() as file:
-        (row,) = (row for row in csv.DictReader(file) if int(row["epoch"]) == best)
-    return {name: float(value) for name, value in row.items()}
+    (row,) = (row for row in rows() if row["epoch"] == best)
+    return row
 
 
 def evaluate(*words: str) -> dict[str, Any]:
@@ -88,6 +93,7 @@ def test_evaluation_is_the_validation(folder: Path, dtype: str, size: int) -> No
     stored = json.loads(Path("run/evaluation/val.json").read_text())
     assert worst(stored, row) < 1e-12
     assert worst(evaluate(), row) < 1e-12
+    assert worst(evaluate("--checkpoint", "last"), rows()[-1]) < 1e-12
     # Other batches are rounded otherwise, by the model's dtype: matrix products of few rows, ends of vector loops.
     for atoms in ("1", "20", "1000"):
         assert worst(evaluate("--batch-atoms", atoms), row) < {"float64": 1e-12, "float32": 1e-5}[dtype]
