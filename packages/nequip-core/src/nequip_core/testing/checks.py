@@ -15,8 +15,9 @@ All is float64 unless the law is about float32. Step sizes are such that a law t
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,6 +25,7 @@ import torch
 from torch import Tensor
 
 from nequip_core.errors import CheckError
+from nequip_core.export.package import Members, Provenance, manifest, pack_check, write_package
 from nequip_core.graph import Graph, collate, from_structure
 from nequip_core.models.base import EnergyModel, ModelConfig, ModelInfo, per_type
 from nequip_core.models.build import build_model, model_info
@@ -116,6 +118,26 @@ class Case:
         model = _build(self.entry, config)
         model.load_state_dict(self.potential.model.state_dict())
         return Case(self.entry, config, Potential(model).eval())
+
+    def write(self, path: Path) -> Path:
+        """Write the model's package, as if it had been trained."""
+        block, weights = asdict(self.config), dict(self.potential.model.state_dict())
+        about = Provenance(model=block, data={}, config={}, versions={}, provider="nequip_core.testing")
+        head = manifest(about, kind="raw", weights=weights, raw={})
+        check, check_tensors = pack_check([], weights)
+        write_package(
+            path,
+            Members(
+                manifest=head,
+                model=block,
+                weights=weights,
+                data={},
+                metrics={},
+                check=check,
+                check_tensors=check_tensors,
+            ),
+        )
+        return path
 
 
 def make_case(entry: ModelEntry, keys: Mapping[str, Any] | None = None, *, seed: int = 0) -> Case:
