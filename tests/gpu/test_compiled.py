@@ -56,6 +56,9 @@ def test_a_thousand_batches(name: str, tmp_path: Path) -> None:
         batch = sample_batch(potential, Sizes(structures, atoms, edges), training.ghost, seed).to(CUDA)
         loss = training.loss(batch)
         gradients = torch.autograd.grad(loss, weights, allow_unused=True)
+    # Where Inductor would choose other code by itself.
+    large = sample_batch(potential, Sizes(16, 8000, 700_000), training.ghost).to(CUDA)
+    assert torch.isfinite(training.loss(large))
     report = training.report()
     assert (report["graphs"], report["breaks"], report["recompiles"]) == (1, 0, 0)
     assert torch.isfinite(loss)
@@ -102,8 +105,15 @@ class Strict(Callback):
 """
 
 
+SMALL = {
+    "nequip": "{cutoff: 4.0, l_max: 1, num_layers: 2, num_features: 8}",
+    "allegro": "{cutoff: 4.0, l_max: 1, num_layers: 2, num_scalar_features: 16, num_tensor_features: 8}",
+}
+
+
 @pytest.mark.parametrize("compiled", ["false", "true"])
-def test_no_step_waits_for_the_device(tmp_path: Path, compiled: str) -> None:
+@pytest.mark.parametrize("name", SMALL)
+def test_no_step_waits_for_the_device(tmp_path: Path, name: str, compiled: str) -> None:
     rng = np.random.default_rng(0)
     frames = []
     for _ in range(60):
@@ -116,10 +126,10 @@ def test_no_step_waits_for_the_device(tmp_path: Path, compiled: str) -> None:
     write(tmp_path / "cu.xyz", frames, format="extxyz")
     (tmp_path / "strict.py").write_text(STRICT)
     (tmp_path / "cu.yaml").write_text(
-        "defaults: [base, {model: nequip}, _self_]\n"
+        f"defaults: [base, {{model: {name}}}, _self_]\n"
         "loggers: [csv]\n"
         "data: {path: cu.xyz, split: {train: 50, val: 10}, batch: {size: 2}}\n"
-        "model: {cutoff: 4.0, l_max: 1, num_layers: 2, num_features: 8}\n"
+        f"model: {SMALL[name]}\n"
         "training: {ema_decay: 0.9, gradient_clip: 10.0, callbacks: [{name: strict.Strict}]}\n"
         "trainer: {accelerator: cuda, max_epochs: 2, enable_progress_bar: false, log_every_n_steps: 5}\n"
     )
