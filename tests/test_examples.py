@@ -70,6 +70,6 @@ def test_foreign_data_is_asked_for(config: Path) -> None:
         # The comment above the keys says what kind of file, and a set of that kind.
         comment = text.partition("defaults:")[0]
         assert "data.path=" in comment
-        assert "doi:" in comment or "from" in comment
+        assert "doi:" in comment or "github.com/" in comment
     else:
         assert (EXAMPLES.parent / path).is_file()
