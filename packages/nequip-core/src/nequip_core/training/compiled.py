@@ -258,9 +258,12 @@ class CompiledFunction:
             if "recompile" not in str(error):
                 raise
             self.report.recompiles += 1
+            structures, atoms, edges = _sizes(Graph(*tensors[: len(Graph._fields)]))
             raise TraceError(
-                f"A batch needs other code than the {self.what} was compiled to, which must not be: {error}\nThis is "
-                "our fault: please report it. To go on, train with training.compile=false."
+                f"A batch of {structures} structures, {atoms} atoms and {edges} edges needs other code than the "
+                f"{self.what} was compiled to: {error}\nAt less than 2^31 numbers in each tensor this is our fault: "
+                "please report it. To go on, make batches smaller (data.batch.max_edges), or train with "
+                "training.compile=false."
             ) from error
 
 
@@ -367,7 +370,7 @@ class CompiledTraining:
             return self.eager_loss(functional_call(self.potential, weights, (batch.graph,)), batch)
 
         self.say("Tracing the training step ...")
-        sizes = _sizes(first)
+        sizes = _sizes(first.graph)
         compiled = CompiledFunction(
             "training step", function, weights, flatten(first), AXES_OF_BATCH, sizes, self.precision
         )
@@ -396,7 +399,7 @@ class CompiledTraining:
         self.say("Compiling the predictions of validation ...")
         with torch.no_grad():
             compiled = CompiledFunction(
-                "validation step", function, weights, [*first.graph], AXES_OF_GRAPH, _sizes(first), self.precision
+                "validation step", function, weights, [*first.graph], AXES_OF_GRAPH, _sizes(first.graph), self.precision
             )
             with compiled.compiling():
                 compiled.compile([*first.graph])
@@ -505,6 +508,5 @@ def deviations(ours: Mapping[str, Tensor], eager: Mapping[str, Tensor]) -> dict[
     return found
 
 
-def _sizes(batch: Batch) -> Sizes:
-    graph = batch.graph
+def _sizes(graph: Graph) -> Sizes:
     return Sizes(graph.structure_ptr.shape[0] - 1, graph.types.shape[0], graph.edge_shift.shape[0])
