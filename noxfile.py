@@ -24,6 +24,7 @@ ROOT = Path(__file__).parent
 PACKAGES = sorted(path.parent for path in ROOT.glob("packages/*/pyproject.toml"))
 CONSTRAINTS = ROOT / "constraints.txt"
 TOOLS = ["pytest", "pytest-cov", "pytest-xdist", "hypothesis", "beartype", "setuptools", "mypy", "mkdocs-material"]
+TOOLS += ["triton"]  # whose interpreter and compiler need no GPU
 TOOLS += ["openmmml"]  # which tests/openmm plugs into
 INSTALL = "--no-venv" not in sys.argv
 NO_DEVICE = 2  # exit code of gpu_tests where there is nothing to test

@@ -159,6 +159,7 @@ def nequip_commands() -> Iterable[CommandEntry]:
         "compile": "a model as machine code for an engine",
         "convert": "a published checkpoint, package or training config into ours",
         "plugins": "what each installed plugin offers",
+        "benchmark": "speed of parts of this installation on this machine",
         "doctor": "versions, devices, compilers, plugins and engines of this machine",
     }
     for name, summary in summaries.items():

@@ -1,0 +1,1 @@
+"""Triton kernels for the heavy operators of nequip-core's models, a plugin of nequip-core."""

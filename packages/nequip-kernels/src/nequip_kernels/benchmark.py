@@ -1,0 +1,376 @@
+"""``nequip benchmark kernels``: the time of each kernel over its floor, and other block sizes with ``--tune``.
+
+The floor follows from bytes and operations (`nequip_kernels.floors`) at the bandwidth of a copy and the rate of a
+float32 matrix product, both measured in the same run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from nequip_core.cli.options import command_parser
+from nequip_core.errors import InputError
+from nequip_core.files import atomic_write
+from nequip_core.graph import Graph, to
+from nequip_core.o3 import SCALAR, Irrep, Irreps, couplings
+from nequip_core.ops.contracts import ALLEGRO_CONTRACT, NEQUIP_CONVOLUTION, ContractionSpec, ConvolutionSpec
+from nequip_core.testing.kernels import contraction_shapes, convolution_shapes, random_graph
+from nequip_kernels import blocks, floors
+from nequip_kernels.blocks import Block, Row
+from nequip_kernels.contraction import kernels as contraction
+from nequip_kernels.convolution import kernels as convolution
+from nequip_kernels.floors import Floor
+
+SCHEMA = 1
+REPEATS, WARM_UP = 20, 3
+CANDIDATES = tuple(
+    Block(*sizes)
+    for sizes in (
+        *((64, 1, 1), (64, 1, 2), (64, 2, 1), (64, 2, 2), (64, 2, 4), (64, 4, 2), (64, 4, 4), (64, 8, 4), (64, 8, 8)),
+        *((32, 2, 1), (32, 4, 2), (32, 4, 4), (32, 8, 4), (128, 1, 2), (128, 1, 4), (128, 2, 4), (128, 4, 4)),
+    )
+)
+"""What ``--tune`` tries; block sizes of more channels than there are, are left out."""
+
+
+def parser() -> argparse.ArgumentParser:
+    """The options."""
+    result = command_parser("benchmark kernels", "Time of each kernel over its floor, on the GPU of this machine.")
+    result.add_argument("--json", type=Path, metavar="OUT", help="write the figures to this file")
+    result.add_argument("--only", default="", metavar="WORD", help="cases whose name holds this word")
+    result.add_argument("--atoms", type=int, default=5184, help="of the graph")
+    result.add_argument("--edges-per-atom", type=int, default=86, help="on average")
+    result.add_argument("--channels", type=int, default=64, help="of the features")
+    result.add_argument("--dtype", choices=["float32", "float64"], default="float32", help="of the kernels")
+    result.add_argument("--tune", action="store_true", help="try other block sizes and keep the best for this GPU")
+    result.add_argument("--table", type=Path, help="file that --tune adds to; default: in the folder of caches")
+    return result
+
+
+def run(argv: Sequence[str]) -> int:
+    """Measure and print. Exit code 0: what is fast enough is the reader's to say.
+
+    Raises:
+        InputError: there is no GPU.
+    """
+    options = parser().parse_args(argv)
+    if not torch.cuda.is_available():
+        raise InputError("nequip benchmark kernels needs a CUDA device that torch can use; here is none.")
+    device = torch.device("cuda")
+    dtype = getattr(torch, options.dtype)
+    machine = measure_machine(device)
+    print(
+        f"{machine.name}: a copy moves {machine.bandwidth / 1e9:.0f} GB/s, float32 products {machine.rate / 1e12:.1f} "
+        "TFLOP/s."
+    )
+    graph = to(random_graph(options.atoms, row_lengths(options.edges_per_atom)), device)
+    found: list[Figure] = []
+    print(HEAD)
+    for case in cases(options.channels):
+        if options.only in case.name:
+            for figure in measure(case, graph, dtype, machine, tune=options.tune):
+                print(figure.line(), flush=True)
+                found.append(figure)
+    if options.tune:
+        path = options.table or blocks.tuned_file()
+        keep(found, path)
+        print(f"Block sizes are in {path}.")
+    if options.json:
+        report = {
+            "schema": SCHEMA,
+            "device": machine._asdict(),
+            "torch": torch.__version__,
+            "atoms": options.atoms,
+            "edges": graph.edge_shift.shape[0],
+            "channels": options.channels,
+            "dtype": options.dtype,
+            "kernels": [figure.as_json() for figure in found],
+        }
+        with atomic_write(options.json) as file:
+            json.dump(report, file, indent=2)
+    return 0
+
+
+class Machine(NamedTuple):
+    """What was measured of a GPU.
+
+    Attributes:
+        name: of the GPU.
+        architecture: sm_90, ...
+        bandwidth: bytes / s that a copy reads and writes.
+        rate: operations / s of a product of float32 matrices without TF32.
+    """
+
+    name: str
+    architecture: str
+    bandwidth: float
+    rate: float
+
+
+def measure_machine(device: torch.device) -> Machine:
+    """A copy of 1 GiB and a product of matrices of 8192."""
+    source = torch.zeros(2**28, device=device)
+    target = torch.empty_like(source)
+    copy = seconds(lambda: target.copy_(source))
+    del source, target
+    matrix = torch.zeros(8192, 8192, device=device)
+    precision = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    product = seconds(lambda: matrix @ matrix)
+    torch.set_float32_matmul_precision(precision)
+    return Machine(
+        torch.cuda.get_device_name(device), blocks.architecture_of(device), 2 * 2**30 / copy, 2 * 8192**3 / product
+    )
+
+
+def seconds(function: Callable[[], Any], repeats: int = REPEATS) -> float:
+    """Median time of a call on the device."""
+    for _ in range(WARM_UP):
+        function()
+    times: list[float] = []
+    for _ in range(repeats):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        function()
+        end.record()
+        end.synchronize()
+        times.append(float(start.elapsed_time(end)) / 1000)
+    return float(statistics.median(times))
+
+
+def row_lengths(mean: int) -> tuple[int, ...]:
+    """Numbers of edges about a mean, as in a liquid: 31 of them, so that neighbouring atoms differ."""
+    return tuple(max(0, mean + round(mean * 0.15 * ((7 * n) % 31 - 15) / 15)) for n in range(31))
+
+
+class Call(NamedTuple):
+    """One kernel of a case, with its inputs.
+
+    Attributes:
+        kernel: its name in the table of blocks.
+        terms: of its couplings.
+        floor: of the call.
+        make: a function without arguments that runs it with a block.
+        default: the block of the table.
+    """
+
+    kernel: str
+    terms: int
+    floor: Floor
+    make: Callable[[Block], Callable[[], Any]]
+    default: Block
+
+
+class Case(NamedTuple):
+    """A layer of a model.
+
+    Attributes:
+        name: for the table.
+        op: its contract.
+        channels: of its features.
+        calls: of its kernels; makes the inputs on the device.
+    """
+
+    name: str
+    op: str
+    channels: int
+    calls: Callable[[Graph, torch.dtype], Iterator[Call]]
+
+
+def harmonics(l_max: int) -> tuple[Irrep, ...]:
+    """Of the parity (-1)^l."""
+    return tuple(Irrep(degree, (-1) ** degree) for degree in range(l_max + 1))
+
+
+def both(l_max: int) -> tuple[Irrep, ...]:
+    """Both parities; odd scalars are reached from neither harmonics nor each other in two layers."""
+    return tuple(Irrep(degree, p) for degree in range(l_max + 1) for p in (1, -1))
+
+
+def cases(channels: int) -> Iterator[Case]:
+    """The layers that usual models have."""
+    for l_max in (1, 2, 3):
+        plain = harmonics(l_max)
+        reached = tuple(
+            out
+            for out in both(l_max)
+            if any(couplings(one, degree, (-1) ** degree, [out]) for one in plain for degree in range(l_max + 1))
+        )
+        layers = {
+            "first": ContractionSpec(plain, plain, l_max, channels, True, True),
+            "middle": ContractionSpec(plain, plain, l_max, channels, True, False),
+            "last": ContractionSpec(plain, (SCALAR,), l_max, channels, True, False),
+            "parity": ContractionSpec(reached, plain, l_max, channels, True, False),
+        }
+        for name, spec in layers.items():
+            yield Case(f"allegro l{l_max} {name}", ALLEGRO_CONTRACT, channels, _contraction_calls(spec))
+        hidden = Irreps((irrep, channels) for irrep in plain)
+        for name, convolved in {
+            "first": ConvolutionSpec(Irreps([(SCALAR, channels)]), l_max, True, plain),
+            "middle": ConvolutionSpec(hidden, l_max, True, plain),
+        }.items():
+            yield Case(f"nequip l{l_max} {name}", NEQUIP_CONVOLUTION, channels, _convolution_calls(convolved))
+
+
+def _contraction_calls(spec: ContractionSpec) -> Callable[[Graph, torch.dtype], Iterator[Call]]:
+    def calls(graph: Graph, dtype: torch.dtype) -> Iterator[Call]:
+        text = contraction.describe(spec, blocks.architecture_of(graph.types.device), dtype)
+        made = contraction.kernels_of(text, spec.l_max + 1)
+        terms = len(made.table.terms)
+        inputs = _normal(contraction_shapes(spec, graph), graph, dtype)
+        T, w, Y, W = inputs
+        edges = graph.edge_shift.shape[0]
+        g = torch.randn(edges, spec.dim_out, spec.channels, dtype=dtype, device=T.device)
+        v = torch.randn_like(made.of_atoms(T, graph.row_ptr))
+        x, c, y = (torch.randn_like(one) for one in (T, w, Y))
+        ptr = graph.row_ptr
+        arguments: dict[str, tuple[Tensor, ...]] = {
+            "forward": (T, w, Y, W, ptr),
+            "backward": (T, w, Y, W, v, g, ptr),
+            "double_backward": (T, w, Y, W, v, g, v, x, c, y, ptr),
+            "by_weights": (T, Y, v, g, ptr),
+            "double_by_weights": (T, Y, v, g, x, y, v, ptr),
+        }
+        floor = floors.of_contraction(spec, graph.types.shape[0], edges, T.element_size())
+        for name, given in arguments.items():
+
+            def make(block: Block, name: str = name, given: tuple[Tensor, ...] = given) -> Callable[[], Any]:
+                kernels = contraction.Kernels(spec, made.blocks | {name: block}, spec.l_max + 1)
+                return lambda: getattr(kernels, name)(*given)
+
+            yield Call(name, terms, floor[name], make, made.blocks[name])
+
+    return calls
+
+
+def _convolution_calls(spec: ConvolutionSpec) -> Callable[[Graph, torch.dtype], Iterator[Call]]:
+    def calls(graph: Graph, dtype: torch.dtype) -> Iterator[Call]:
+        text = convolution.describe(spec, blocks.architecture_of(graph.types.device), dtype)
+        made = convolution.kernels_of(text)
+        terms = max(group.terms for group in made.table.groups)
+        h, Y, R = _normal(convolution_shapes(spec, graph), graph, dtype)
+        atoms = graph.types.shape[0]
+        g = torch.randn(atoms, made.table.dim_out, dtype=dtype, device=h.device)
+        about = (graph.edge_index[1].contiguous(), graph.row_ptr, graph.by_neighbor, graph.neighbor_ptr)
+        a, y, r = (torch.randn_like(one) for one in (h, Y, R))
+        arguments: dict[str, tuple[Tensor, ...]] = {
+            "forward": (h, Y, R, *about[:2]),
+            "backward": (h, Y, R, g, *about),
+            "double_backward": (h, Y, R, g, a, y, r, *about),
+        }
+        floor = floors.of_convolution(spec, atoms, graph.edge_shift.shape[0], h.element_size())
+        for name, given in arguments.items():
+
+            def make(block: Block, name: str = name, given: tuple[Tensor, ...] = given) -> Callable[[], Any]:
+                changed = {f"{name}_{n}": block for n in range(len(made.table.groups))}
+                kernels = convolution.Kernels(spec, made.blocks | changed)
+                return lambda: getattr(kernels, name)(*given)
+
+            yield Call(name, terms, floor[name], make, made.blocks[f"{name}_0"])
+
+    return calls
+
+
+def _normal(shapes: Mapping[str, tuple[int, ...]], graph: Graph, dtype: torch.dtype) -> list[Tensor]:
+    return [torch.randn(shape, dtype=dtype, device=graph.types.device) for shape in shapes.values()]
+
+
+HEAD = (
+    f"{'case':22} {'kernel':18} {'block':>10} {'ms':>8} {'floor ms':>9} {'of floor':>9} {'GB/s':>6} {'TFLOP/s':>8}\n"
+    + "-" * 97
+)
+
+
+class Figure(NamedTuple):
+    """The time of one kernel.
+
+    Attributes:
+        case: its layer.
+        op: contract.
+        kernel: name.
+        dtype: of its numbers.
+        terms: of its couplings.
+        architecture: of the GPU.
+        block: that was best, or the table's.
+        seconds: of a call.
+        floor: of a call.
+        share: of its floor that it reaches.
+    """
+
+    case: str
+    op: str
+    kernel: str
+    dtype: str
+    terms: int
+    architecture: str
+    block: Block
+    seconds: float
+    floor: Floor
+    share: float
+
+    def line(self) -> str:
+        """For the table."""
+        block = "x".join(map(str, self.block))
+        return (
+            f"{self.case:22} {self.kernel:18} {block:>10} {1e3 * self.seconds:8.3f} "
+            f"{1e3 * self.seconds * self.share:9.3f} {self.share:9.0%} {self.floor.bytes / self.seconds / 1e9:6.0f} "
+            f"{self.floor.operations / self.seconds / 1e12:8.2f}"
+        )
+
+    def as_json(self) -> dict[str, Any]:
+        """For the file."""
+        return {**self._asdict(), "block": list(self.block), "floor": self.floor._asdict()}
+
+
+def measure(case: Case, graph: Graph, dtype: torch.dtype, machine: Machine, *, tune: bool) -> Iterator[Figure]:
+    """Figures of all kernels of a case; with the best of all blocks if it is to be tuned."""
+    for call in case.calls(graph, dtype):
+        tried = [call.default]
+        if tune:
+            fits = blocks.next_power_of_two(case.channels)
+            tried += [block for block in CANDIDATES if block.channels <= fits and block != call.default]
+        times = {}
+        for block in tried:
+            try:
+                times[block] = seconds(call.make(block))
+            except Exception as error:
+                # A block that a GPU has no room for is no candidate; the table's own must run.
+                if block == call.default or "out of resource" not in str(error):
+                    raise
+                print(f"{case.name}, {call.kernel}: {block} does not fit: {error}", file=sys.stderr)
+        best = min(times, key=lambda block: times[block])
+        floor = call.floor.seconds(machine.bandwidth, machine.rate)
+        yield Figure(
+            case=case.name,
+            op=case.op,
+            kernel=call.kernel,
+            dtype=str(dtype).removeprefix("torch."),
+            terms=call.terms,
+            architecture=machine.architecture,
+            block=best,
+            seconds=times[best],
+            floor=call.floor,
+            share=floor / times[best],
+        )
+
+
+def keep(figures: Sequence[Figure], path: Path) -> None:
+    """Add the blocks of figures to a table; lines for the same kernel and number of terms are replaced."""
+    table = {row[:5]: row for row in (blocks.read(path) if path.is_file() else [])}
+    for one in figures:
+        row = Row(one.architecture, one.op, one.kernel, one.dtype, one.terms, one.block)
+        known = table.get(row[:5])
+        if known is None or known.block != row.block:
+            table[row[:5]] = row
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_write(path) as file:
+        file.write(blocks.as_text(sorted(table.values())))

@@ -1,0 +1,1 @@
+"""nequip.convolution/1 as Triton kernels: table, generated source, operators, reference on the CPU."""

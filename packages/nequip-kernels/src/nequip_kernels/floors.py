@@ -1,0 +1,77 @@
+"""What a kernel must move and compute at the least: its speed is judged by how near it comes.
+
+Bytes are those that reach memory once; what one program reads again (environment, path weights, row pointers) and what
+the second-level cache serves is not counted, so that a floor is a floor. Operations are products and sums of the terms.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from nequip_core.ops.contracts import ContractionSpec, ConvolutionSpec
+from nequip_kernels.contraction.table import Table as ContractionTable
+from nequip_kernels.convolution.table import Table as ConvolutionTable
+
+
+class Floor(NamedTuple):
+    """Of one call.
+
+    Attributes:
+        bytes: read and written.
+        operations: additions and multiplications.
+    """
+
+    bytes: int
+    operations: int
+
+    def seconds(self, bandwidth: float, rate: float) -> float:
+        """The longer of both.
+
+        Args:
+            bandwidth: bytes / s of a copy.
+            rate: operations / s.
+        """
+        return max(self.bytes / bandwidth, self.operations / rate)
+
+
+def of_contraction(
+    spec: ContractionSpec, atoms: int, edges: int, itemsize: int, degrees: int | None = None
+) -> dict[str, Floor]:
+    """The floor of every operator of a contraction, by its name.
+
+    Args:
+        spec: of the contraction.
+        atoms: of the graph.
+        edges: likewise.
+        itemsize: bytes of a number.
+        degrees: environment weights; default: one for each degree.
+    """
+    table = ContractionTable(spec, spec.l_max + 1 if degrees is None else degrees)
+    T, w, out, terms = table.stored_in, table.degrees, spec.dim_out, len(table.terms)
+    harmonics = edges * table.components
+    environment = atoms * table.components * spec.channels
+
+    def floor(of_edges: int, of_harmonics: int, of_environment: int, per_term: int) -> Floor:
+        numbers = edges * spec.channels * of_edges + of_harmonics * harmonics + of_environment * environment
+        return Floor(itemsize * numbers, per_term * terms * edges * spec.channels)
+
+    return {
+        "forward": floor(T + w + out, 1, 1, 3),
+        "backward": floor(2 * T + out + 2 * w, 2, 2, 5),
+        "double_backward": floor(3 * T + 2 * out + 3 * w, 3, 3, 10),
+        "by_weights": floor(T + out, int(spec.factors), 1, 4),
+        "double_by_weights": floor(2 * T + out, 2 * int(spec.factors), 2, 6),
+    }
+
+
+def of_convolution(spec: ConvolutionSpec, atoms: int, edges: int, itemsize: int) -> dict[str, Floor]:
+    """The floor of every operator of a convolution, by its name; features come from the cache but once."""
+    table = ConvolutionTable(spec)
+    weights, harmonics = edges * spec.num_weights, edges * table.components
+    h, out = atoms * table.dim_in, atoms * table.dim_out
+    products = edges * sum(group.terms * group.channels for group in table.groups)
+    return {
+        "forward": Floor(itemsize * (weights + harmonics + h + out), 3 * products),
+        "backward": Floor(itemsize * (2 * (weights + harmonics + h) + out), 8 * products),
+        "double_backward": Floor(itemsize * (3 * (weights + harmonics + h) + 2 * out), 18 * products),
+    }

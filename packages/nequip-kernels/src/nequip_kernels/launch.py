@@ -1,0 +1,69 @@
+"""Launches of generated kernels, in eager execution and where torch traces."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from functools import cached_property
+from types import ModuleType
+from typing import Any
+
+from torch import Tensor
+from torch.library import wrap_triton
+
+from nequip_kernels import sources
+
+
+def launched(tensor: Tensor) -> bool:
+    """Whether a kernel runs on a tensor: on CUDA, and in Triton's interpreter (for tests)."""
+    return tensor.device.type == "cuda" or interpreted()
+
+
+def interpreted() -> bool:
+    """Whether this process has Triton's interpreter instead of its compiler."""
+    return os.environ.get("TRITON_INTERPRET", "0") == "1"
+
+
+def contiguous(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """As kernels read them; copies what is not."""
+    return tuple(tensor.contiguous() for tensor in tensors)
+
+
+def like(tensor: Tensor) -> Tensor:
+    """To be written, contiguous whatever ``tensor`` is."""
+    return tensor.new_empty(tensor.shape)
+
+
+class Functions:
+    """The functions of a generated file, compiled by Triton at the first launch.
+
+    Args:
+        source: makes the file's text.
+    """
+
+    def __init__(self, source: Callable[[], str]) -> None:
+        self.source = source
+        self.sized: dict[str, Any] = {}
+
+    @cached_property
+    def module(self) -> ModuleType:
+        """The functions as they were written."""
+        return sources.load(self.source())
+
+    def launch(self, name: str, grid: tuple[Any, int], sizes: Mapping[str, int], warps: int, *arguments: Any) -> None:
+        """Run one function.
+
+        Args:
+            name: of the function; it has the same sizes at every call.
+            grid: programs, and blocks of channels.
+            sizes: constants of the function.
+            warps: of a program.
+            arguments: all others, in order.
+        """
+        if name not in self.sized:
+            import triton
+
+            # One configuration, so nothing is measured; torch's compilers know this form of a constant.
+            one = triton.Config(dict(sizes), num_warps=warps, num_stages=1)
+            self.sized[name] = triton.autotune([one], key=[])(getattr(self.module, name))
+        wrap_triton(self.sized[name])[grid](*arguments)

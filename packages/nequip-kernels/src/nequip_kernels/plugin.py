@@ -1,0 +1,27 @@
+"""What the plugin offers. Imports no torch and no triton."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from nequip_core.plugins.hookspecs import hookimpl
+from nequip_core.plugins.records import KernelEntry, Ref
+
+NEQUIP_PLUGIN_API = 1
+
+
+@hookimpl
+def nequip_kernels() -> Iterable[KernelEntry]:
+    """Kernels in Triton, generated for each model's couplings."""
+    for op, name in (("allegro.contract/1", "contraction"), ("nequip.convolution/1", "convolution")):
+        yield KernelEntry(
+            name="triton",
+            op=op,
+            make=Ref(f"nequip_kernels.{name}.make:make_{name}"),
+            refuses=Ref(f"nequip_kernels.{name}.make:refuses"),
+            devices=frozenset({"cuda"}),
+            dtypes=frozenset({"float32", "float64"}),
+            derivatives=2,
+            exportable=True,
+            libraries=("torch",),  # triton makes the kernels; a compiled file runs without it
+        )

@@ -1,0 +1,138 @@
+"""What ptxas makes of the kernels for an H100, on a machine without a GPU: registers, spills, shared memory.
+
+python tests/kernels/resources.py [--l-max 1 2 3] [--parity] [--dtype float32] [--channels 64] [--op contraction]
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import re
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from nequip_allegro.model import AllegroConfig, _layouts
+from nequip_core.ops.contracts import ALLEGRO_CONTRACT, ContractionSpec
+from nequip_kernels import sources
+from nequip_kernels.blocks import Block, choose
+from nequip_kernels.contraction.generate import source
+from nequip_kernels.contraction.kernels import NAMES
+from nequip_kernels.contraction.table import Table
+
+TARGET = GPUTarget("cuda", 90, 32)
+TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+POINTER = {torch.float32: "*fp32", torch.float64: "*fp64"}
+
+
+class Resources(NamedTuple):
+    """Of one compiled kernel.
+
+    Attributes:
+        registers: of a thread.
+        stack: bytes of a thread in local memory: spilled registers.
+        shared: bytes of a program in shared memory.
+        instructions: of the whole function.
+        atomics: among them.
+        barriers: among them; each sum over channels that two warps share needs two.
+        seconds: that compiling took.
+    """
+
+    registers: int
+    stack: int
+    shared: int
+    instructions: int
+    atomics: int
+    barriers: int
+    seconds: float
+
+
+def compiled(function: Any, dtype: torch.dtype, constants: dict[str, int], warps: int) -> Resources:
+    """Compile a generated function for an H100."""
+    signature = {
+        name: "constexpr" if name in constants else WHOLE[name] if name in WHOLE else POINTER[dtype]
+        for name in function.arg_names
+    }
+    aligned = {(n,): [["tt.divisibility", 16]] for n, kind in enumerate(signature.values()) if kind.startswith("*")}
+    start = time.perf_counter()
+    result = triton.compile(
+        ASTSource(function, signature, constants, aligned),
+        target=TARGET,
+        options={"num_warps": warps, "num_stages": 1},
+    )
+    seconds = time.perf_counter() - start
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "kernel.cubin"
+        path.write_bytes(result.asm["cubin"])
+        usage = _tool("cuobjdump", "--dump-resource-usage", path)
+        code = _tool("nvdisasm", "-c", path)
+    found = re.search(r"REG:(\d+) STACK:(\d+) SHARED:(\d+)", usage)
+    assert found is not None, usage
+    registers, stack, shared = map(int, found.groups())
+    instructions = len(re.findall(r"/\*[0-9a-f]{4,}\*/", code))
+    atomics, barriers = (len(re.findall(rf"\b(?:{names})\b", code)) for names in ("ATOM|ATOMG|RED", "BAR"))
+    return Resources(registers, stack, shared, instructions, atomics, barriers, seconds)
+
+
+WHOLE = {"row_ptr": "*i64", "by_neighbor": "*i64", "neighbor": "*i64", "neighbor_ptr": "*i64", "atoms": "i32"}
+
+
+def _tool(name: str, *arguments: object) -> str:
+    command = [str(TOOLS / name), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def of_contraction(spec: ContractionSpec, dtype: torch.dtype, name: str, block: Block | None = None) -> Resources:
+    """One kernel of a contraction."""
+    table = Table(spec, spec.l_max + 1)
+    block = block or choose("sm_90", ALLEGRO_CONTRACT, name, dtype, len(table.terms), spec.channels)
+    function = getattr(sources.load(source(table)), name)
+    constants = {"U": spec.channels, "BU": block.channels, "BE": block.edges}
+    return compiled(function, dtype, constants, block.warps)
+
+
+def contractions(l_max: int, parity: bool, num_layers: int, channels: int) -> Iterator[ContractionSpec]:
+    """Of the layers of a model."""
+    layouts = _layouts(AllegroConfig(l_max=l_max, parity=parity, num_layers=num_layers))
+    for n, (before, after) in enumerate(itertools.pairwise(layouts)):
+        yield ContractionSpec(before, after, l_max, channels, True, factors=n == 0)
+
+
+def main() -> None:
+    """Print a line for each kernel."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--l-max", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--parity", action="store_true")
+    parser.add_argument("--layers", type=int, default=3)
+    parser.add_argument("--channels", type=int, default=64)
+    parser.add_argument("--dtype", choices=["float32", "float64"], default="float32")
+    parser.add_argument("--kernel", choices=NAMES, nargs="+", default=NAMES)
+    parser.add_argument("--block", type=int, nargs=3, metavar=("CHANNELS", "EDGES", "WARPS"))
+    options = parser.parse_args()
+    dtype = getattr(torch, options.dtype)
+    block = Block(*options.block) if options.block else None
+    print("l_max,parity,layer,terms,kernel,block,registers,stack,shared,instructions,atomics,barriers,seconds")
+    for l_max in options.l_max:
+        for layer, spec in enumerate(contractions(l_max, options.parity, options.layers, options.channels)):
+            terms = len(Table(spec, 1).terms)
+            for name in options.kernel:
+                used = block or choose("sm_90", ALLEGRO_CONTRACT, name, dtype, terms, spec.channels)
+                found = of_contraction(spec, dtype, name, used)
+                sizes = "x".join(map(str, used))
+                print(
+                    f"{l_max},{options.parity},{layer},{terms},{name},{sizes},{','.join(map(str, found[:6]))},"
+                    f"{found.seconds:.1f}",
+                    flush=True,
+                )
+
+
+if __name__ == "__main__":
+    main()
