@@ -20,7 +20,6 @@ from nequip_core.errors import ConfigError
 from nequip_core.graph import Graph
 from nequip_core.keys import key
 from nequip_core.models.base import ModelConfig, ModelInfo, per_type
-from nequip_core.nn.embedding import one_hot
 from nequip_core.nn.mlp import MLP, NONLINEARITIES
 from nequip_core.nn.radial import ScaledDistance
 from nequip_core.o3 import SCALAR, Irrep, SphericalHarmonics, couplings
@@ -116,7 +115,7 @@ class Allegro(nn.Module):
         distance = edge_vectors.norm(dim=1, keepdim=True)
         harmonics = self.harmonics(edge_vectors / distance).to(dtype)
         pairs = self.two_body_mlp(self.two_body(graph, self.distance(graph, distance)))
-        norm = (one_hot(graph.types, len(self.info.types), dtype) @ self.norm.to(dtype)).unsqueeze(1)
+        norm = self.norm.to(dtype).index_select(0, graph.types).unsqueeze(1)
         of_edges = norm[centre]
 
         tensors = self._by_degree(self.tensor_weights(pairs))

@@ -70,9 +70,11 @@ def derivatives(
     centre, neighbor = graph.edge_index.unbind(0)
     structure_of = graph.structure, graph.structure_ptr
     pulled = segment_sum(gradient, centre, graph.row_ptr)
-    pushed = segment_sum(gradient, neighbor, graph.neighbor_ptr, graph.by_neighbor)
-    products = -(vectors.unsqueeze(2) * gradient.unsqueeze(1))
-    of_atoms = segment_sum(products, neighbor, graph.neighbor_ptr, graph.by_neighbor)
+    products = (vectors.unsqueeze(2) * gradient.unsqueeze(1)).flatten(1)
+    by_neighbor = neighbor, graph.neighbor_ptr, graph.by_neighbor
+    # One pass over the edges for both.
+    pushed, products = segment_sum(torch.cat([gradient, products], dim=1), *by_neighbor).split_with_sizes([3, 9], dim=1)
+    of_atoms = -torch.unflatten(products, 1, (3, 3))
     return Prediction(
         energy=segment_sum(torch.where(graph.local, atomic_energy, 0.0), *structure_of),
         atomic_energy=atomic_energy,

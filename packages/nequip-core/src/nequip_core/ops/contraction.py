@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from nequip_core.graph import Graph
 from nequip_core.o3 import Irrep
@@ -65,6 +66,10 @@ class DenseContraction(nn.Module):
             table[m2, m1, k, n] = coupling_table(path).permute(1, 0, 2)
         self.register_buffer("table", table.flatten(0, 2), persistent=False)
         self.table: Tensor
+        degree_of = torch.tensor([degree for degree in range(spec.l_max + 1) for _ in range(2 * degree + 1)])
+        own = degree_of.unsqueeze(1) == torch.arange(spec.l_max + 1)
+        self.register_buffer("own_degree", own.double().unsqueeze(2), persistent=False)
+        self.own_degree: Tensor
 
     def forward(
         self,
@@ -87,13 +92,11 @@ class DenseContraction(nn.Module):
 
     def _environment(self, weights: Tensor, harmonics: Tensor) -> Tensor:
         """[atoms, components, channels] from padded [atoms, row, degrees, channels] and [atoms, row, components]."""
+        sums = harmonics.mT @ weights.flatten(2)
         if weights.shape[2] == 1:
-            return harmonics.mT @ weights[:, :, 0]
-        parts = [
-            harmonics[:, :, degree**2 : (degree + 1) ** 2].mT @ weights[:, :, degree]
-            for degree in range(self.spec.l_max + 1)
-        ]
-        return torch.cat(parts, dim=1)
+            return sums
+        # Every component with every degree's weights, of which its own are kept: one product, and this one is small.
+        return (torch.unflatten(sums, 2, weights.shape[2:]) * self.own_degree).sum(2)
 
     def _matrices(self, environment: Tensor, path_weights: Tensor) -> Tensor:
         """[atoms, channels, m1, k]: what the environment does to the features."""
@@ -120,7 +123,14 @@ class Rows:
 
     @classmethod
     def of(cls, graph: Graph) -> Rows:
-        """From the row pointers."""
+        """From the row pointers; all layers of a model share them, and the one wait for a GPU that they cost."""
+        rows: Rows | None = _rows.get(graph.row_ptr)
+        if rows is None:
+            rows = _rows[graph.row_ptr] = cls._from_pointers(graph)
+        return rows
+
+    @classmethod
+    def _from_pointers(cls, graph: Graph) -> Rows:
         atoms, edges = graph.types.shape[0], graph.edge_shift.shape[0]
         longest = int(graph.row_ptr.diff().max()) if atoms else 0
         if atoms * longest == edges:
@@ -140,6 +150,10 @@ class Rows:
         if self.place is None:
             return x.flatten(0, 1)
         return _Unpad.apply(x, self)  # type: ignore[no-untyped-call, no-any-return]
+
+
+_rows: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+"""By the row pointers of a graph, which is a value: kept as long as these live."""
 
 
 class _Pad(torch.autograd.Function):
