@@ -123,3 +123,10 @@ def test_bad_options(nequip, run_folder, water, arguments, words):
     assert code == 2
     assert words in err
     assert "Traceback" not in err
+
+
+def test_a_file_that_can_not_be_written_is_said_before_the_work(nequip, run_folder, water, monkeypatch):
+    monkeypatch.setattr("nequip_core.engines.evaluate.evaluate", lambda *arguments, **options: pytest.fail("worked"))
+    code, _, err = nequip("evaluate", run_folder, water, "--json", "no/such/folder/out.json")
+    assert code == 2
+    assert "Can not write no/such/folder/out.json" in err

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import asdict, fields
 from functools import partial
 from pathlib import Path
@@ -76,7 +76,9 @@ def _evaluate(options: argparse.Namespace, ranks: Ranks) -> int:
     if (units := loaded.data.get("units", asdict(Units()))) != asdict(Units()):
         say(f"warning: the model was trained on a file in other units ({units}); {options.data} is read as eV and Å")
 
-    with closing(RunConsole(stderr=True)) as console:
+    # The file is opened first: that it can not be written is said before the work.
+    json_file = atomic_write(options.json) if options.json else nullcontext(None)
+    with closing(RunConsole(stderr=True)) as console, json_file as file:
 
         def warn(message: str) -> None:
             console.say(message, "warning")
@@ -90,8 +92,7 @@ def _evaluate(options: argparse.Namespace, ranks: Ranks) -> int:
             warn=warn,
             progress=console.progress,
         )
-    if options.json:
-        with atomic_write(options.json) as file:
+        if file is not None:
             json.dump(results, file, indent=2, allow_nan=False)
             file.write("\n")
     print(table(results))
