@@ -230,6 +230,51 @@ def test_a_training_config(nequip, tmp_path, training_set):
     assert (tmp_path / "run" / "checkpoints" / "best.ckpt").exists()
 
 
+def test_a_training_config_of_allegro_in_kcal(nequip, tmp_path, training_set):
+    """As in its tutorial: a data set that is downloaded, and a ZBL whose units say that energies are in kcal/mol."""
+    config = published_config(training_set)
+    config["data"] |= {"_target_": "nequip.data.datamodule.sGDML_CCSD_DataModule", "dataset": "aspirin"}
+    config["data"] |= {"train_val_split": [4, 2], "split_dataset": None}
+    config["trainer"] |= {"devices": 2, "callbacks": config["trainer"]["callbacks"][:1]}
+    config["trainer"]["callbacks"][0]["min_delta"] = 1e-3
+    zbl = {"_target_": "nequip.nn.pair_potential.ZBL", "units": "real", "chemical_species": "${names}"}
+    config["training_module"]["model"] = {
+        "_target_": "allegro.model.AllegroModel",
+        "seed": 1,
+        "model_dtype": "float32",
+        "type_names": "${names}",
+        "r_max": "${cutoff}",
+        "radial_chemical_embed": {"_target_": "allegro.nn.TwoBodyBesselScalarEmbed", "num_bessels": 4},
+        "radial_chemical_embed_dim": 8,
+        "l_max": 1,
+        "num_scalar_features": 8,
+        "num_tensor_features": 4,
+        "avg_num_neighbors": "${training_data_stats:num_neighbors_mean}",
+        "per_type_energy_shifts": {"H": -100.0, "O": -200.0},
+        "per_type_energy_scales": "${training_data_stats:forces_rms}",
+        "pair_potential": zbl,
+    }
+    (tmp_path / "theirs.yaml").write_text(yaml.safe_dump(config))
+    out = tmp_path / "ours.yaml"
+    code, _, said = nequip("convert", tmp_path / "theirs.yaml", out)
+    assert code == 0, said
+    for words in ("data.dataset: 'aspirin'", "EarlyStopping.min_delta: 0.001"):
+        assert f"no counterpart: {'' if words.startswith('data') else 'trainer.'}{words}" in said
+    assert "devices" not in said
+    ours = yaml.safe_load(out.read_text())
+    assert ours["defaults"][1] == {"model": "allegro"}
+    assert ours["data"]["path"] == "???"
+    assert ours["data"]["split"] == {"train": 4, "val": 2, "seed": 4}
+    assert ours["data"]["units"] == {"energy": "kcal/mol"}
+    assert ours["model"]["zbl"] is True
+    assert ours["model"]["atomic_energies"]["O"] == pytest.approx(-200 * 0.0433641)  # eV in one kcal/mol
+    assert ours["model"]["energy_scale"] == "forces_rms"
+    assert ours["trainer"]["devices"] == 2
+    here = [f"data.path={training_set}", "trainer.devices=1", "trainer.enable_progress_bar=false"]
+    code, _, said = nequip("train", out, f"run.dir={tmp_path / 'run'}", *here)
+    assert code == 0, said
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -18,6 +18,7 @@ from nequip_core.errors import ConfigError, InputError
 from nequip_core.export.published import DISTRIBUTIONS, elements_of_transforms
 from nequip_core.plugins.manager import Registry, load_registry
 from nequip_core.plugins.records import ModelEntry
+from nequip_core.units import ENERGY
 
 STATISTICS = {
     "num_neighbors_mean": "auto",
@@ -72,6 +73,8 @@ NOT_NEEDED = {
 
 HYDRA = re.compile(r"\$\{(hydra|now):[^}]*\}")
 """Its folders and times, which name nothing here."""
+
+KCAL = "kcal/mol"
 
 Block = dict[str, Any]
 
@@ -188,7 +191,24 @@ def _model(path: Path, source: Source, registry: Registry) -> Block:
         distribution = DISTRIBUTIONS.get(target.partition(".")[0])
         hint = f" pip install {distribution}" if distribution else ""
         raise InputError(f"{path}: no installed plugin can convert training_module.model of {target}.{hint}")
-    return {"name": found[0].name, **_keys(found[0], options, source.content.get("data") or {})}
+    keys = _keys(found[0], options, source.content.get("data") or {})
+    if _energy_unit(options) is not None:
+        for key in ("atomic_energies", "energy_scale"):
+            keys[key] = _in_ev(keys[key], ENERGY[KCAL])
+    return {"name": found[0].name, **keys}
+
+
+def _energy_unit(options: Mapping[str, Any]) -> str | None:
+    """Of the data, where the model says it: its ZBL is in units of LAMMPS' name, "metal" (eV) or "real"."""
+    pair = options.get("pair_potential")
+    return KCAL if isinstance(pair, Mapping) and pair.get("units") == "real" else None
+
+
+def _in_ev(value: Any, factor: float) -> Any:
+    """Numbers in another unit; our words for statistics stay."""
+    if isinstance(value, Mapping):
+        return {name: _in_ev(one, factor) for name, one in value.items()}
+    return value * factor if isinstance(value, (int, float)) else value
 
 
 def _keys(entry: ModelEntry, options: Block, data: Block) -> Block:
@@ -216,7 +236,13 @@ def _data(source: Source) -> Block:
         data["val_path"] = val
     if test is not None:
         data["test_paths"] = test if isinstance(test, list) else [test]
+    sizes = source.take("data.train_val_split")
+    if isinstance(sizes, list) and len(sizes) == 2:
+        data["split"] = dict(zip(("train", "val"), sizes, strict=True))
     data.setdefault("split", {})["seed"] = int(source.take("data.seed", 0))
+    unit = _energy_unit(source.content["training_module"].get("model") or {})
+    if unit is not None:
+        data["units"] = {"energy": unit}
     # Their mapping goes from the name in the file to the quantity.
     quantities = {"total_energy": "energy", "forces": "forces", "stress": "stress", "virial": "virial"}
     mapping = source.take("data.key_mapping") or {}
@@ -256,7 +282,10 @@ def _training(source: Source) -> Block:
         source, "trainer.callbacks", ("EarlyStopping", "ModelCheckpoint", "LearningRateMonitor")
     ):
         if callback["_target_"].endswith("EarlyStopping"):
-            training["early_stopping_patience"] = callback.get("patience", 3)
+            training["early_stopping_patience"] = callback.pop("patience", 3)
+            rest = {key: value for key, value in callback.items() if key not in ("_target_", "monitor", "mode")}
+            if rest:
+                source.content["trainer"]["EarlyStopping"] = rest
     return training
 
 
@@ -328,7 +357,9 @@ def _trainer(source: Source) -> Block:
         source.content["trainer"]["accelerator"] = accelerator
     for key in ("devices", "num_nodes"):
         value = source.take(f"trainer.{key}", 1)
-        if value not in (1, "auto"):
+        if isinstance(value, int) and value >= 1:
+            trainer[key] = value
+        elif value != "auto":
             source.content["trainer"][key] = value
     return {key: value for key, value in trainer.items() if value is not None}
 

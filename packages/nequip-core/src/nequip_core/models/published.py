@@ -124,7 +124,7 @@ def common(options: Options, weights: Mapping[str, Tensor], versions: Mapping[st
     }
     pair = options.take("pair_potential")
     if pair is not None:
-        config |= _zbl(pair, types)
+        config |= _zbl(pair, types, finished=bool(weights))
         if p != 6 and versions["nequip"].startswith("0.16."):
             raise InputError(
                 f"The published ZBL of nequip 0.16 is cut off with model.polynomial_cutoff_p, here {p:g}; ours always "
@@ -209,7 +209,8 @@ def _pair_cutoffs(given: Mapping[str, Any], types: Sequence[str]) -> dict[str, d
     }
 
 
-def _zbl(given: Mapping[str, Any], types: Sequence[str]) -> dict[str, Any]:
+def _zbl(given: Mapping[str, Any], types: Sequence[str], *, finished: bool) -> dict[str, Any]:
+    """Of a finished model in eV, or of a training config, whose data may be in kcal/mol (units: real)."""
     name = str(given["_target_"]).rpartition(".")[2]
     if name != "ZBL":
         raise InputError(
@@ -218,7 +219,7 @@ def _zbl(given: Mapping[str, Any], types: Sequence[str]) -> dict[str, Any]:
         )
     options = Options(given, "model.pair_potential")
     options.take("_target_")
-    options.refuse_unless("units", "metal")
+    options.refuse_unless("units", "metal", *(() if finished else ("real",)))
     options.refuse_unless("polynomial_cutoff_p", 6)
     species = list(options.need("chemical_species"))
     options.finish()
