@@ -6,12 +6,13 @@ python tests/kernels/resources.py [--l-max 1 2 3] [--parity] [--dtype float32] [
 from __future__ import annotations
 
 import argparse
+import functools
 import itertools
 import re
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,12 +22,15 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from nequip_allegro.model import AllegroConfig, _layouts
-from nequip_core.ops.contracts import ALLEGRO_CONTRACT, ContractionSpec
+from nequip_core.models.nequip import NequIPConfig, layouts
+from nequip_core.ops.contracts import ALLEGRO_CONTRACT, NEQUIP_CONVOLUTION, ContractionSpec, ConvolutionSpec
 from nequip_kernels import sources
 from nequip_kernels.blocks import Block, choose
 from nequip_kernels.contraction.generate import source
 from nequip_kernels.contraction.kernels import NAMES
 from nequip_kernels.contraction.table import Table
+from nequip_kernels.convolution import generate as convolution
+from nequip_kernels.convolution.table import Table as ConvolutionTable
 
 TARGET = GPUTarget("cuda", 90, 32)
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
@@ -94,7 +98,7 @@ def of_contraction(spec: ContractionSpec, dtype: torch.dtype, name: str, block: 
     """One kernel of a contraction."""
     table = Table(spec, spec.l_max + 1)
     block = block or choose("sm_90", ALLEGRO_CONTRACT, name, dtype, len(table.terms), spec.channels)
-    function = getattr(sources.load(source(table)), name)
+    function = getattr(sources.load(source(table)), f"contract_{name}")
     constants = {"U": spec.channels, "BU": block.channels, "BE": block.edges}
     return compiled(function, dtype, constants, block.warps)
 
@@ -106,32 +110,67 @@ def contractions(l_max: int, parity: bool, num_layers: int, channels: int) -> It
         yield ContractionSpec(before, after, l_max, channels, True, factors=n == 0)
 
 
+def of_convolution(spec: ConvolutionSpec, dtype: torch.dtype, name: str, group: int, block: Block) -> Resources:
+    """One kernel of a convolution; ``group`` counts the irreps of the features."""
+    table = ConvolutionTable(spec)
+    function = getattr(sources.load(convolution.source(table)), f"convolve_{name}_{group}")
+    constants = {"U": table.groups[group].channels, "BU": block.channels, "BE": block.edges}
+    if name != "forward":
+        constants |= {"SLOT": 0, "SLOTS": len(table.groups)}
+    return compiled(function, dtype, constants, block.warps)
+
+
+def convolutions(l_max: int, parity: bool, num_layers: int, channels: int) -> Iterator[ConvolutionSpec]:
+    """Of the layers of a model."""
+    config = NequIPConfig(l_max=l_max, parity=parity, num_layers=num_layers, num_features=channels)
+    for before, after in itertools.pairwise(layouts(config)):
+        yield ConvolutionSpec(before, l_max, True, tuple(irrep for irrep, _ in after))
+
+
+Job = tuple[str, int, str, Block, Callable[[], Resources]]
+"""Layer, terms, kernel, block, and what compiles it."""
+
+
+def contraction_jobs(options: argparse.Namespace, l_max: int, dtype: torch.dtype) -> Iterator[Job]:
+    """Every kernel of a model of Allegro."""
+    for layer, spec in enumerate(contractions(l_max, options.parity, options.layers, options.channels)):
+        terms = len(Table(spec, 1).terms)
+        for name in options.kernel or NAMES:
+            block = options.block or choose("sm_90", ALLEGRO_CONTRACT, name, dtype, terms, spec.channels)
+            yield str(layer), terms, name, block, functools.partial(of_contraction, spec, dtype, name, block)
+
+
+def convolution_jobs(options: argparse.Namespace, l_max: int, dtype: torch.dtype) -> Iterator[Job]:
+    """Every kernel of a model of NequIP."""
+    for layer, spec in enumerate(convolutions(l_max, options.parity, options.layers, options.channels)):
+        for n, group in enumerate(ConvolutionTable(spec).groups):
+            for name in options.kernel or convolution.SWEEPS:
+                block = options.block or choose("sm_90", NEQUIP_CONVOLUTION, name, dtype, group.terms, group.channels)
+                make = functools.partial(of_convolution, spec, dtype, name, n, block)
+                yield f"{layer}.{n}", group.terms, name, block, make
+
+
 def main() -> None:
     """Print a line for each kernel."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--op", choices=["contraction", "convolution"], default="contraction")
     parser.add_argument("--l-max", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--parity", action="store_true")
     parser.add_argument("--layers", type=int, default=3)
     parser.add_argument("--channels", type=int, default=64)
     parser.add_argument("--dtype", choices=["float32", "float64"], default="float32")
-    parser.add_argument("--kernel", choices=NAMES, nargs="+", default=NAMES)
+    parser.add_argument("--kernel", nargs="+", metavar="NAME", help="some kernels only: forward, ...")
     parser.add_argument("--block", type=int, nargs=3, metavar=("CHANNELS", "EDGES", "WARPS"))
     options = parser.parse_args()
-    dtype = getattr(torch, options.dtype)
-    block = Block(*options.block) if options.block else None
-    print("l_max,parity,layer,terms,kernel,block,registers,stack,shared,instructions,atomics,barriers,seconds")
+    options.block = Block(*options.block) if options.block else None
+    jobs = contraction_jobs if options.op == "contraction" else convolution_jobs
+    print("op,l_max,parity,layer,terms,kernel,block,registers,stack,shared,instructions,atomics,barriers,seconds")
     for l_max in options.l_max:
-        for layer, spec in enumerate(contractions(l_max, options.parity, options.layers, options.channels)):
-            terms = len(Table(spec, 1).terms)
-            for name in options.kernel:
-                used = block or choose("sm_90", ALLEGRO_CONTRACT, name, dtype, terms, spec.channels)
-                found = of_contraction(spec, dtype, name, used)
-                sizes = "x".join(map(str, used))
-                print(
-                    f"{l_max},{options.parity},{layer},{terms},{name},{sizes},{','.join(map(str, found[:6]))},"
-                    f"{found.seconds:.1f}",
-                    flush=True,
-                )
+        for layer, terms, name, block, make in jobs(options, l_max, getattr(torch, options.dtype)):
+            found, sizes = make(), "x".join(map(str, block))
+            numbers = ",".join(map(str, found[:-1]))
+            about = f"{options.op},{l_max},{options.parity},{layer},{terms},{name},{sizes}"
+            print(f"{about},{numbers},{found.seconds:.1f}", flush=True)
 
 
 if __name__ == "__main__":

@@ -118,11 +118,11 @@ def test_launches_of_the_contraction_are_traced_and_write_their_results_only(abs
     graph = launches(all_kernels, shapes, ("atoms_and_one",))
     assert not [node for node in graph.graph.nodes if "clone" in str(node.target)]
     assert accessed(graph) == {
-        "forward": {"out", "environment"},
-        "backward": {"d_features", "d_env_weights", "d_harmonics", "d_environment"},
-        "double_backward": {"of_grad", "of_features", "of_env_weights", "of_harmonics", "to_environment"},
-        "by_weights": {"sums"},
-        "double_by_weights": {"sums"},
+        "contract_forward": {"out", "environment"},
+        "contract_backward": {"d_features", "d_env_weights", "d_harmonics", "d_environment"},
+        "contract_double_backward": {"of_grad", "of_features", "of_env_weights", "of_harmonics", "to_environment"},
+        "contract_by_weights": {"sums"},
+        "contract_double_by_weights": {"sums"},
     }
 
 
@@ -140,11 +140,11 @@ def test_launches_of_the_convolution_are_traced_and_write_their_results_only(abs
     dims = CONVOLUTION.irreps_in.dim, CONVOLUTION.num_weights, CONVOLUTION.irreps_out.dim
     shapes: list[tuple[str | int, ...]] = [("atoms", dims[0]), ("edges", 4), ("edges", dims[1]), ("atoms", dims[2])]
     found = accessed(launches(all_kernels, shapes, ("edges",), ("atoms_and_one",)))
-    assert found["collect"] == {"out"}
+    assert found["convolve_collect"] == {"out"}
     for n in range(2):
-        assert found[f"forward_{n}"] == {"out"}
-        assert found[f"backward_{n}"] == {"messages", "d_harmonics", "d_weights"}
-        assert found[f"double_backward_{n}"] == {"of_grad", "messages", "of_harmonics", "of_weights"}
+        assert found[f"convolve_forward_{n}"] == {"out"}
+        assert found[f"convolve_backward_{n}"] == {"messages", "d_harmonics", "d_weights"}
+        assert found[f"convolve_double_backward_{n}"] == {"of_grad", "messages", "of_harmonics", "of_weights"}
 
 
 def test_source_is_the_same_in_every_process_and_its_hash_part_of_the_operator() -> None:

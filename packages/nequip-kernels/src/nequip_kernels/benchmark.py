@@ -176,12 +176,14 @@ class Case(NamedTuple):
     Attributes:
         name: for the table.
         op: its contract.
+        spec: of the contract.
         channels: of its features.
         calls: of its kernels; makes the inputs on the device.
     """
 
     name: str
     op: str
+    spec: ContractionSpec | ConvolutionSpec
     channels: int
     calls: Callable[[Graph, torch.dtype], Iterator[Call]]
 
@@ -212,13 +214,15 @@ def cases(channels: int) -> Iterator[Case]:
             "parity": ContractionSpec(reached, plain, l_max, channels, True, False),
         }
         for name, spec in layers.items():
-            yield Case(f"allegro l{l_max} {name}", ALLEGRO_CONTRACT, channels, _contraction_calls(spec))
+            yield Case(f"allegro l{l_max} {name}", ALLEGRO_CONTRACT, spec, channels, _contraction_calls(spec))
         hidden = Irreps((irrep, channels) for irrep in plain)
         for name, convolved in {
             "first": ConvolutionSpec(Irreps([(SCALAR, channels)]), l_max, True, plain),
             "middle": ConvolutionSpec(hidden, l_max, True, plain),
         }.items():
-            yield Case(f"nequip l{l_max} {name}", NEQUIP_CONVOLUTION, channels, _convolution_calls(convolved))
+            yield Case(
+                f"nequip l{l_max} {name}", NEQUIP_CONVOLUTION, convolved, channels, _convolution_calls(convolved)
+            )
 
 
 def _contraction_calls(spec: ContractionSpec) -> Callable[[Graph, torch.dtype], Iterator[Call]]:

@@ -29,7 +29,7 @@ HOISTED = 24
 
 
 def source(table: Table) -> str:
-    """A file with the functions forward, backward, double_backward, by_weights and double_by_weights."""
+    """A file with the functions contract_forward, _backward, _double_backward, _by_weights and _double_by_weights."""
     spec = table.spec
     about = (
         f"allegro.contract/1: {'+'.join(map(str, spec.irreps_in))} to {'+'.join(map(str, spec.irreps_out))}, "
@@ -50,7 +50,9 @@ def source(table: Table) -> str:
 def _forward(table: Table) -> Kernel:
     spec = table.spec
     k = Kernel(
-        "forward", ["features", "env_weights", "harmonics", "path_weights", "out", "environment"], dtype_of="out"
+        "contract_forward",
+        ["features", "env_weights", "harmonics", "path_weights", "out", "environment"],
+        dtype_of="out",
     )
     k.this_atom()
     k.zeros("a", table.components)
@@ -78,7 +80,7 @@ def _forward(table: Table) -> Kernel:
 def _backward(table: Table) -> Kernel:
     spec = table.spec
     k = Kernel(
-        "backward",
+        "contract_backward",
         [
             *("features", "env_weights", "harmonics", "path_weights", "environment", "grad"),
             *("d_features", "d_env_weights", "d_harmonics", "d_environment"),
@@ -92,7 +94,7 @@ def _backward(table: Table) -> Kernel:
     with k.edges():
         if spec.factors:
             k.load_numbers("Y", "harmonics", table.components)
-            _slot(k, table, 0)
+            _slot(k, table, "d_harmonics", 0)
         _load_features(k, table, "T", "features")
         k.edge_rows("grad", spec.dim_out)
         k.zeros("d", spec.dim_in)
@@ -114,7 +116,7 @@ def _backward(table: Table) -> Kernel:
     with k.edges():
         k.load_edges("w", "env_weights", table.degrees)
         k.load_numbers("Y", "harmonics", table.components)
-        _slot(k, table, -1)
+        _slot(k, table, "d_harmonics", -1)
         k.edge_rows("d_env_weights", table.degrees)
         for degree, members in _degrees(table):
             k.store_edge("d_env_weights", degree, plus(f"n{j} * Y{j}" for j in members))
@@ -125,7 +127,7 @@ def _backward(table: Table) -> Kernel:
 def _double_backward(table: Table) -> Kernel:
     spec = table.spec
     k = Kernel(
-        "double_backward",
+        "contract_double_backward",
         [
             *("features", "env_weights", "harmonics", "path_weights", "environment", "grad", "d_environment"),
             *("to_features", "to_env_weights", "to_harmonics"),
@@ -147,7 +149,7 @@ def _double_backward(table: Table) -> Kernel:
         if spec.factors:
             k.load_numbers("Y", "harmonics", table.components)
             k.load_numbers("y", "to_harmonics", table.components)
-            _slot(k, table, 0)
+            _slot(k, table, "of_harmonics", 0)
             k.zeros("p", spec.dim_in)
         _load_features(k, table, "T", "features")
         _load_features(k, table, "x", "to_features", along="T")
@@ -177,7 +179,7 @@ def _double_backward(table: Table) -> Kernel:
     k.load_atom("n", "d_environment", table.components)
     with k.edges():
         _load_directions(k, table)
-        _slot(k, table, -1)
+        _slot(k, table, "of_harmonics", -1)
         k.edge_rows("of_env_weights", table.degrees)
         for degree, members in _degrees(table):
             k.store_edge("of_env_weights", degree, plus(f"b{j} * Y{j} + n{j} * y{j}" for j in members))
@@ -191,7 +193,9 @@ def _by_weights(table: Table, *, double: bool) -> Kernel:
     tensors = ["features", "harmonics", "environment", "grad"]
     if double:
         tensors += ["to_features", "to_harmonics", "to_environment"]
-    k = Kernel(f"{'double_' if double else ''}by_weights", [*tensors, "sums"], dtype_of="grad", sizes=["atoms"])
+    k = Kernel(
+        f"contract_{'double_' if double else ''}by_weights", [*tensors, "sums"], dtype_of="grad", sizes=["atoms"]
+    )
     k.zeros("s", table.paths)
     with k.block("for i in range(tl.program_id(0).to(tl.int64), atoms, tl.num_programs(0)):"):
         k("start = tl.load(row_ptr + i)", "stop = tl.load(row_ptr + i + 1)", "on_atom = channel[None, :]")
@@ -262,13 +266,12 @@ def _load_weight(table: Table, path: int) -> str:
     return f"W{path} = tl.load(path_weights + {path})"
 
 
-def _slot(k: Kernel, table: Table, number: int) -> None:
+def _slot(k: Kernel, table: Table, tensor: str, number: int) -> None:
     """Where this program's sums over channels go: [edges, blocks of channels (times 2 with factors), components]."""
-    name = "of_harmonics" if k.lines[1].startswith("def double") else "d_harmonics"
     per_block = 2 if table.spec.factors else 1
     k(
         f"slot = tl.program_id(1) * {per_block} + {number % per_block}",
-        f"{name}_at = {name} + (e * (tl.num_programs(1) * {per_block}) + slot) * {table.components}",
+        f"{tensor}_at = {tensor} + (e * (tl.num_programs(1) * {per_block}) + slot) * {table.components}",
     )
 
 

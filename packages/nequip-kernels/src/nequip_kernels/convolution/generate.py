@@ -28,7 +28,7 @@ SWEEPS = ("forward", "backward", "double_backward")
 
 
 def source(table: Table) -> str:
-    """A file with forward_0, backward_0, double_backward_0, the same for every other group, and collect."""
+    """A file with convolve_collect, and convolve_forward_0, _backward_0, _double_backward_0 for each group."""
     spec = table.spec
     about = f"nequip.convolution/1: {spec.irreps_in} to {spec.irreps_out}, l_max {spec.l_max}."
     kernels = [_collect(table)]
@@ -38,7 +38,7 @@ def source(table: Table) -> str:
 
 
 def _forward(table: Table, group: Group, n: int) -> Kernel:
-    k = Kernel(f"forward_{n}", ["h", "harmonics", "weights", "neighbor", "out"], dtype_of="out")
+    k = Kernel(f"convolve_forward_{n}", ["h", "harmonics", "weights", "neighbor", "out"], dtype_of="out")
     k.this_atom()
     _zero_results(k, group)
     with k.edges():
@@ -56,7 +56,7 @@ def _forward(table: Table, group: Group, n: int) -> Kernel:
 
 def _backward(table: Table, group: Group, n: int) -> Kernel:
     tensors = ["h", "harmonics", "weights", "grad", "neighbor", "messages", "d_harmonics", "d_weights"]
-    k = Kernel(f"backward_{n}", tensors, dtype_of="grad", constants=("SLOT", "SLOTS"))
+    k = Kernel(f"convolve_backward_{n}", tensors, dtype_of="grad", constants=("SLOT", "SLOTS"))
     k.this_atom()
     _load_gradients(k, table, group)
     with k.edges():
@@ -85,7 +85,7 @@ def _double_backward(table: Table, group: Group, n: int) -> Kernel:
         *("h", "harmonics", "weights", "grad", "to_h", "to_harmonics", "to_weights", "neighbor"),
         *("of_grad", "messages", "of_harmonics", "of_weights"),
     ]
-    k = Kernel(f"double_backward_{n}", tensors, dtype_of="grad", constants=("SLOT", "SLOTS"))
+    k = Kernel(f"convolve_double_backward_{n}", tensors, dtype_of="grad", constants=("SLOT", "SLOTS"))
     k.this_atom()
     _load_gradients(k, table, group)
     _zero_results(k, group)
@@ -125,7 +125,7 @@ def _double_backward(table: Table, group: Group, n: int) -> Kernel:
 
 def _collect(table: Table) -> Kernel:
     """Rows of edges [edges, U] to their neighbours; ``row_ptr`` is that of the edges by neighbour."""
-    k = Kernel("collect", ["messages", "by_neighbor", "out"], dtype_of="out")
+    k = Kernel("convolve_collect", ["messages", "by_neighbor", "out"], dtype_of="out")
     k.this_atom()
     k("a = tl.zeros((BE, BU), dtype)")
     with k.edges():

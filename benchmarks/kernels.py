@@ -1,0 +1,161 @@
+"""Each GPU kernel: right at a real size, its share of its floor, and the published Triton kernel on the same inputs.
+
+python benchmarks/kernels.py [--out FILE.csv] [--their-path FOLDER] [--tune] [--only WORD] [--atoms N] [--channels N]
+
+One call does it all. nequip-allegro's kernel is measured where ``import allegro`` works, or from --their-path; it gives
+out = contract(features, environment), so its scatter and the weighted harmonics before it are part of its time, as they
+are of ours. It has no derivative by weights and no second derivative: the first is compared with both together.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import sys
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nequip_core.graph import Graph, to
+from nequip_core.ops.contracts import ContractionSpec
+from nequip_core.testing.kernels import check_kernel, contraction_shapes, random_graph
+from nequip_kernels import benchmark, blocks
+from nequip_kernels.benchmark import Figure, harmonics, row_lengths, seconds
+from nequip_kernels.contraction.make import make_contraction
+
+CUDA = torch.device("cuda")
+FIELDS = (
+    *("date", "device", "case", "kernel", "dtype", "terms", "atoms", "edges", "channels", "block", "ms", "floor_ms"),
+    *("share_of_floor", "gb_per_s", "copy_gb_per_s", "tflop_per_s", "matmul_tflop_per_s", "deviation"),
+)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--their-path", default="", help="folder of the published packages, if they are not installed")
+    parser.add_argument("--tune", action="store_true")
+    parser.add_argument("--only", default="")
+    parser.add_argument("--atoms", type=int, default=5184)
+    parser.add_argument("--edges-per-atom", type=int, default=86)
+    parser.add_argument("--channels", type=int, default=64)
+    parser.add_argument("--dtype", choices=["float32", "float64"], default="float32")
+    options = parser.parse_args()
+    if not torch.cuda.is_available():
+        sys.exit("benchmarks/kernels.py needs a CUDA device that torch can use; here is none.")
+    dtype = getattr(torch, options.dtype)
+    machine = benchmark.measure_machine(CUDA)
+    graph = to(random_graph(options.atoms, row_lengths(options.edges_per_atom)), CUDA)
+    edges = graph.edge_shift.shape[0]
+    print(f"{machine.name}: copy {machine.bandwidth / 1e9:.0f} GB/s, products {machine.rate / 1e12:.1f} TFLOP/s")
+    print(f"{options.atoms} atoms, {edges} edges, {options.channels} channels\n{benchmark.HEAD}")
+    common = {
+        "date": datetime.now(UTC).date().isoformat(),
+        "device": machine.name,
+        "atoms": options.atoms,
+        "edges": edges,
+        "channels": options.channels,
+        "copy_gb_per_s": round(machine.bandwidth / 1e9),
+        "matmul_tflop_per_s": round(machine.rate / 1e12, 1),
+    }
+    rows: list[dict[str, Any]] = []
+    found: list[Figure] = []
+    for case in benchmark.cases(options.channels):
+        if options.only not in case.name:
+            continue
+        deviation = max(check_kernel("triton", case.spec, dtype, CUDA, atoms=64, lengths=row_lengths(86)).values())
+        for figure in benchmark.measure(case, graph, dtype, machine, tune=options.tune):
+            print(figure.line(), flush=True)
+            found.append(figure)
+            rows.append(common | of_figure(figure) | {"deviation": f"{deviation:.1e}"})
+        torch.cuda.empty_cache()
+    for l_max in (1, 2, 3):
+        if options.only in f"allegro l{l_max} middle":
+            rows += [common | row for row in against_published(l_max, graph, options.channels, dtype, options)]
+    if options.tune:
+        benchmark.keep(found, blocks.tuned_file())
+        print(f"Block sizes are in {blocks.tuned_file()}.")
+    if options.out:
+        with options.out.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, FIELDS)
+            writer.writeheader()
+            writer.writerows(rows)
+
+
+def of_figure(figure: Figure) -> dict[str, Any]:
+    return {
+        "case": figure.case,
+        "kernel": figure.kernel,
+        "dtype": figure.dtype,
+        "terms": figure.terms,
+        "block": "x".join(map(str, figure.block)),
+        "ms": round(1e3 * figure.seconds, 4),
+        "floor_ms": round(1e3 * figure.seconds * figure.share, 4),
+        "share_of_floor": round(figure.share, 3),
+        "gb_per_s": round(figure.floor.bytes / figure.seconds / 1e9),
+        "tflop_per_s": round(figure.floor.operations / figure.seconds / 1e12, 2),
+    }
+
+
+def against_published(
+    l_max: int, graph: Graph, channels: int, dtype: torch.dtype, options: argparse.Namespace
+) -> list[dict[str, Any]]:
+    """From features, weights and harmonics to the result, and to derivatives by all three, ours and theirs in turns."""
+    if options.their_path:
+        sys.path.append(options.their_path)
+    try:
+        from allegro.nn._strided._flashallegro import TritonContracter  # type: ignore[import-not-found]
+        from e3nn.o3 import Irreps
+        from nequip.nn import scatter  # type: ignore[import-not-found]
+    except ImportError as error:
+        print(f"The published kernel is not here ({error}): give --their-path to measure it.")
+        return []
+    plain = harmonics(l_max)
+    spec = ContractionSpec(plain, plain, l_max, channels, True, False)
+    irreps = Irreps("+".join(f"1x{irrep}" for irrep in plain))
+    theirs = TritonContracter(irreps_in1=irreps, irreps_in2=irreps, irreps_out=irreps, mul=channels)
+    theirs = theirs.to(CUDA, dtype).eval()
+    ours = make_contraction(spec, dtype, CUDA)
+    centre, atoms = graph.edge_index[0], graph.types.shape[0]
+    degree = torch.tensor([irrep.l for irrep in plain for _ in range(irrep.dim)], device=CUDA)
+
+    def normal(shape: tuple[int, ...]) -> Tensor:
+        return torch.randn(shape, device=CUDA, dtype=dtype, requires_grad=True)
+
+    T, w, Y, W = map(normal, contraction_shapes(spec, graph).values())
+    T_theirs, w_theirs = (x.detach().mT.contiguous().requires_grad_() for x in (T, w))
+
+    def our_value() -> Tensor:
+        out: Tensor = ours(T, w, Y, W.detach(), graph)[0]
+        return out
+
+    def their_value() -> Tensor:
+        weighted = w_theirs[:, :, degree] * Y.unsqueeze(1)
+        environment = scatter(weighted, centre, dim=0, dim_size=atoms)
+        out: Tensor = theirs(T_theirs, environment, centre)
+        return out
+
+    def with_gradients(value: Callable[[], Tensor], features: Tensor, weights: Tensor) -> Callable[[], Any]:
+        return lambda: torch.autograd.grad(value().sum(), (features, weights, Y))
+
+    calls = {
+        "ours value": our_value,
+        "theirs value": their_value,
+        "ours value and first derivatives": with_gradients(our_value, T, w),
+        "theirs value and first derivatives": with_gradients(their_value, T_theirs, w_theirs),
+    }
+    rows = []
+    for name, call in calls.items():
+        took = seconds(call)
+        print(f"allegro l{l_max} middle, {name:36} {1e3 * took:8.3f} ms", flush=True)
+        about = {"case": f"allegro l{l_max} middle", "kernel": name, "dtype": str(dtype).removeprefix("torch.")}
+        rows.append(about | {"ms": round(1e3 * took, 4)})
+    return rows
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,189 @@
+"""The kernels on a CUDA device: the numbers of the reference, repeatable, without copies, beyond 2^31 numbers."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from torch._inductor.utils import run_and_get_code
+from torch.profiler import ProfilerActivity, profile
+
+from nequip_allegro.model import AllegroConfig, _layouts
+from nequip_core.cli.main import main
+from nequip_core.export.artifact import load_model
+from nequip_core.export.compiled import read_metadata
+from nequip_core.graph import Graph, to
+from nequip_core.models.build import build_model, model_info
+from nequip_core.models.nequip import NequIPConfig, layouts
+from nequip_core.ops.contracts import ContractionSpec, ConvolutionSpec
+from nequip_core.ops.select import Ops
+from nequip_core.plugins.manager import load_registry
+from nequip_core.potential import Potential
+from nequip_core.testing import systems
+from nequip_core.testing.checks import make_case
+from nequip_core.testing.kernels import check_kernel, contraction_shapes, convolution_shapes, random_graph
+from nequip_core.tracing import Sizes, sample_graph
+from nequip_kernels.contraction.make import make_contraction
+from nequip_kernels.convolution.make import make_convolution
+
+pytestmark = pytest.mark.gpu
+CUDA = torch.device("cuda")
+LENGTHS = (86, 0, 71, 130, 99, 1, 64)
+"""Edges of atoms as in a liquid, with some that no liquid has."""
+
+
+def contractions(l_max: int, parity: bool, channels: int, coupled: bool) -> Iterator[ContractionSpec]:
+    config = AllegroConfig(l_max=l_max, parity=parity, num_layers=3)
+    for n, (before, after) in enumerate(itertools.pairwise(_layouts(config))):
+        yield ContractionSpec(before, after, l_max, channels, coupled, factors=n == 0)
+
+
+def convolutions(l_max: int, parity: bool, features: int | list[int]) -> Iterator[ConvolutionSpec]:
+    config = NequIPConfig(l_max=l_max, parity=parity, num_layers=3, num_features=features)
+    for before, after in itertools.pairwise(layouts(config)):
+        yield ConvolutionSpec(before, l_max, True, tuple(irrep for irrep, _ in after))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+@pytest.mark.parametrize("channels", [64, 20, 130])
+@pytest.mark.parametrize("l_max", [1, 2, 3])
+def test_contraction(l_max: int, channels: int, dtype: torch.dtype) -> None:
+    for n, spec in enumerate(contractions(l_max, l_max < 3, channels, coupled=channels != 20)):
+        check_kernel("triton", spec, dtype, CUDA, seed=n, atoms=120, lengths=LENGTHS)
+        check_kernel("triton", spec, dtype, CUDA, seed=n, atoms=5, degrees=1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+@pytest.mark.parametrize("features", [64, 20, [130, 32, 16, 8]], ids=str)
+@pytest.mark.parametrize("l_max", [1, 2, 3])
+def test_convolution(l_max: int, features: int | list[int], dtype: torch.dtype) -> None:
+    channels = features[: l_max + 1] if isinstance(features, list) else features
+    for n, spec in enumerate(convolutions(l_max, True, channels)):
+        check_kernel("triton", spec, dtype, CUDA, seed=n, atoms=120, lengths=LENGTHS)
+
+
+@pytest.mark.parametrize(("atoms", "lengths"), [(0, (1,)), (3, (0,)), (1, (1,)), (70_000, (1, 0))])
+def test_few_and_many(atoms: int, lengths: tuple[int, ...]) -> None:
+    """No atoms, no edges, and more atoms than the second axis of a grid has room for."""
+    (*_, contraction) = contractions(1, True, 4, True)
+    (_, convolution, _) = convolutions(1, True, 4)
+    for spec in (contraction, convolution):
+        check_kernel("triton", spec, torch.float64, CUDA, atoms=atoms, lengths=lengths)
+
+
+def step(spec: ContractionSpec | ConvolutionSpec, graph: Graph, dtype: torch.dtype) -> list[Tensor]:
+    """Value, first and second derivatives of random numbers."""
+    torch.manual_seed(0)
+    contracting = isinstance(spec, ContractionSpec)
+    shapes = contraction_shapes(spec, graph) if contracting else convolution_shapes(spec, graph)
+    inputs = [torch.randn(shape, dtype=dtype, device=CUDA, requires_grad=True) for shape in shapes.values()]
+    kernel = (make_contraction if contracting else make_convolution)(spec, dtype, CUDA)  # type: ignore[operator]
+    result = kernel(*inputs, graph)
+    out = result[0] if contracting else result
+    first = torch.autograd.grad(out.square().sum(), inputs, create_graph=True)
+    second = torch.autograd.grad(torch.stack([one.square().sum() for one in first]).sum(), inputs)
+    return [out.detach(), *(one.detach() for one in first), *second]
+
+
+def test_twenty_repeats_are_equal_bit_for_bit() -> None:
+    graph = to(random_graph(500, LENGTHS), CUDA)
+    for spec in (*contractions(2, True, 64, True), *convolutions(2, True, 64)):
+        before = step(spec, graph, torch.float32)
+        for _ in range(20):
+            assert all(map(torch.equal, before, step(spec, graph, torch.float32)))
+
+
+def test_more_than_two_to_the_31_numbers() -> None:
+    """The last atoms of a graph whose features have 2.4e9 numbers are what they are alone: about 60 GB."""
+    (_, spec, _) = contractions(2, False, 64, True)
+    atoms, row = 70_001, 60
+    edges = atoms * row
+    assert edges * spec.dim_in * spec.channels > 2**31
+    row_ptr = torch.arange(atoms + 1, device=CUDA) * row
+    nothing = torch.zeros(0, device=CUDA)
+    graph = Graph(*[nothing] * len(Graph._fields))._replace(row_ptr=row_ptr)
+    kernel = make_contraction(spec, torch.float32, CUDA)
+    shapes = [(edges, spec.dim_in, 64), (edges, 3, 64), (edges, 9), (len(spec.paths), 64)]
+    inputs = [torch.empty(shape, device=CUDA).normal_().requires_grad_() for shape in shapes]
+    out, _ = kernel(*inputs, graph)
+    gradients = torch.autograd.grad(out, inputs[:3], torch.ones_like(out))
+    some = [x.detach()[-3 * row :].clone().requires_grad_() for x in inputs[:3]]
+    few, _ = kernel(*some, inputs[3].detach(), graph._replace(row_ptr=row_ptr[:4]))
+    assert torch.equal(out[-3 * row :], few)
+    of_few = torch.autograd.grad(few, some, torch.ones_like(few))
+    assert all(torch.equal(one[-3 * row :], other) for one, other in zip(gradients, of_few, strict=True))
+
+
+def test_compiled_code_copies_no_tensor_of_edges() -> None:
+    """Whatever a kernel is thought to write to is copied first: it must be fresh memory only."""
+    (_, spec, _) = contractions(1, False, 64, True)
+    graph = to(random_graph(300, LENGTHS), CUDA)
+    kernel = make_contraction(spec, torch.float32, CUDA)
+    inputs = [torch.randn(shape, device=CUDA, requires_grad=True) for shape in contraction_shapes(spec, graph).values()]
+
+    def energy(features: Tensor, weights: Tensor, harmonics: Tensor, paths: Tensor, row_ptr: Tensor) -> Tensor:
+        out, _ = kernel(features, weights, harmonics, paths, graph._replace(row_ptr=row_ptr))
+        return out.square().sum()
+
+    def gradients() -> list[Tensor]:
+        total = torch.compile(energy, fullgraph=True, dynamic=True)(*inputs, graph.row_ptr)
+        return list(torch.autograd.grad(total, inputs))
+
+    received, code = run_and_get_code(gradients)
+    text = "".join(code)
+    assert "clone" not in text
+    assert "copy_" not in text
+    expected = torch.autograd.grad(energy(*inputs, graph.row_ptr), inputs)
+    for one, other in zip(received, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["nequip", "allegro"])
+def test_models(name: str) -> None:
+    """Chosen by auto; predictions and gradients of a loss of forces are the reference's."""
+    case = make_case(load_registry().models[name], {"l_max": 2})
+    ops = Ops(load_registry().kernels, dtype=model_info(case.config).torch_dtype, device=CUDA)
+    model = build_model(case.entry, case.config, ops)
+    assert {about["chosen"] for about in ops.report.values()} == {"triton"}
+    model.load_state_dict(case.potential.model.state_dict())
+    graph = to(case.graph(*[systems.supercell(systems.crystal(), (2, 2, 2))] * 2), CUDA)
+    found = []
+    for potential in (Potential(model.cuda()), case.potential.cuda()):
+        weights = [p for p in potential.parameters() if p.requires_grad]
+        prediction = potential.train()(graph)
+        loss = prediction.forces.square().sum() + prediction.energy.square().sum() * 1e-6
+        found.append([prediction.forces, *torch.autograd.grad(loss, weights)])
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-9 * max(1.0, float(theirs.abs().max())))
+
+
+@pytest.mark.parametrize(("name", "kernel"), [("nequip", "convolve_forward_0"), ("allegro", "contract_forward")])
+def test_a_compiled_file_runs_the_kernel_that_it_names(name: str, kernel: str, tmp_path: Path) -> None:
+    golden = Path(__file__).parents[1] / "golden" / "published"
+    source = {"nequip": "nequip-0.16-checkpoint", "allegro": "allegro-0.8-checkpoint"}[name]
+    package, out = tmp_path / "model.nequip.zip", tmp_path / "model.nequip.pt2"
+    assert main(["convert", str(golden / source / "last.ckpt"), str(package)]) == 0
+    command = ["compile", str(package), str(out), "--target", "ase", "--device", "cuda", "--kernels", "triton"]
+    assert main(command) == 0
+    assert {about["chosen"] for about in read_metadata(out).kernels.values()} == {"triton"}
+    model = load_model(out, device="cuda")
+    graph = to(sample_graph(model.info, Sizes(1, 50, 900)), CUDA)
+    model.potential(graph)
+    with profile(activities=[ProfilerActivity.CUDA]) as seen:
+        model.potential(graph)
+        torch.cuda.synchronize()
+    assert any(event.name.startswith(kernel) for event in seen.events()), [event.name for event in seen.events()]
+
+
+def test_the_benchmark(tmp_path: Path) -> None:
+    out = tmp_path / "out.json"
+    command = ["benchmark", "kernels", "--only", "l1 middle", "--atoms", "200", "--json", str(out)]
+    assert main(command) == 0
+    report = json.loads(out.read_text())
+    assert {one["case"] for one in report["kernels"]} == {"allegro l1 middle", "nequip l1 middle"}
+    assert all(one["seconds"] > 0 and 0 < one["share"] < 2 for one in report["kernels"])
