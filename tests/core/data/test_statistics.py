@@ -178,3 +178,10 @@ def test_statistics_come_from_the_cache(tmp_path: Path) -> None:
     assert cached([exact("H2O", 0.2), exact("CO2")]).per_atom_energy_mean != first.per_atom_energy_mean
     assert cached(frames, "zero").atomic_energies.method == "zero"
     assert cached(frames, E0).atomic_energies.values == E0
+
+
+def test_progress_is_told() -> None:
+    names, told = ("H", "C", "O"), []
+    data = Dataset([exact("H2O", 0.1), exact("CO2")], TypeMap(names, names), np.full((3, 3), 1.5), make_vesin(1.5))
+    compute(data, "zero", progress=lambda *what: told.append(what))
+    assert told == [("statistics", done, 3) for done in range(4)]

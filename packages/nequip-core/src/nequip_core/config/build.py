@@ -237,7 +237,7 @@ def prepare_data(
     trained = [name for name in LABELS if getattr(config.training.loss, name).weight]
     train_set.require(*trained, received=lambda: names_in(paths["data.path"][0], config, registry))
     isolated = read_all(*paths["data.isolated_atoms"]) if paths["data.isolated_atoms"] else ()
-    statistics = compute(train_set, config.model.atomic_energies, isolated, cache=cache)
+    statistics = compute(train_set, config.model.atomic_energies, isolated, cache=cache, progress=progress)
     module = DataModule(
         train_set,
         val_set,

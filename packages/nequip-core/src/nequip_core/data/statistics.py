@@ -11,6 +11,7 @@ import numpy as np
 from nequip_core.data.cache import NO_CACHE, Cache, Stored
 from nequip_core.data.dataset import Dataset
 from nequip_core.errors import InputError
+from nequip_core.progress import Progress, silent
 from nequip_core.structure import Floats, Structure, TypeMap
 
 GROUPS = 20
@@ -88,6 +89,7 @@ def compute(
     isolated: Sequence[Structure] = (),
     *,
     cache: Cache = NO_CACHE,
+    progress: Progress = silent,
 ) -> Statistics:
     """Statistics of a whole training set, the same on every rank.
 
@@ -96,6 +98,7 @@ def compute(
         atomic_energies: least_squares | isolated_atoms | mean | zero | {type: eV}.
         isolated: one-atom structures with energies.
         cache: where they are kept.
+        progress: told which of three parts are over: counts, forces, atomic energies.
 
     Raises:
         InputError: a method that needs labels which are not there; a type without a given energy.
@@ -106,21 +109,32 @@ def compute(
         "atomic_energies": atomic_energies,
         "isolated": [[one.symbols, one.type_names, one.energy] for one in isolated],
     }
-    made = cache.get("statistics", key, lambda: Stored({}, _compute(dataset, atomic_energies, isolated).to_json()))
+
+    def make() -> Stored:
+        return Stored({}, _compute(dataset, atomic_energies, isolated, progress).to_json())
+
+    made = cache.get("statistics", key, make)
     return Statistics.from_json(made.about)
 
 
-def _compute(dataset: Dataset, atomic_energies: str | Mapping[str, float], isolated: Sequence[Structure]) -> Statistics:
+def _compute(
+    dataset: Dataset, atomic_energies: str | Mapping[str, float], isolated: Sequence[Structure], progress: Progress
+) -> Statistics:
+    progress("statistics", 0, 3)
     names = dataset.type_map.names
     degree = dataset.degree.astype(np.int64)
     atoms = np.bincount(dataset.types, minlength=len(names))
     edges = np.bincount(dataset.types, weights=degree, minlength=len(names))
+    progress("statistics", 1, 3)
     frames = dataset.structures
     forces = frames.atom_column("forces")[np.repeat(frames.column("has_forces"), frames.atoms)]
+    forces_rms = float(np.sqrt(np.mean(forces**2))) if len(forces) else None
+    progress("statistics", 2, 3)
     shifts = fit_atomic_energies(dataset, atomic_energies, isolated)
     compositions, energies = _compositions(dataset)
     sizes = compositions.sum(axis=1)
     residuals = (energies - compositions @ np.array([shifts.values[name] for name in names])) / sizes
+    progress("statistics", 3, 3)
     return Statistics(
         n_structures=len(dataset),
         n_atoms=len(degree),
@@ -128,7 +142,7 @@ def _compute(dataset: Dataset, atomic_energies: str | Mapping[str, float], isola
         atoms_per_type=dict(zip(names, atoms.tolist(), strict=True)),
         avg_num_neighbors=float(degree.mean()),
         avg_num_neighbors_per_type=dict(zip(names, (edges / np.maximum(atoms, 1)).tolist(), strict=True)),
-        forces_rms=float(np.sqrt(np.mean(forces**2))) if len(forces) else None,
+        forces_rms=forces_rms,
         per_atom_energy_mean=float((energies / sizes).mean()) if len(energies) else None,
         per_atom_energy_std=float(residuals.std()) if len(energies) else None,
         atomic_energies=shifts,
