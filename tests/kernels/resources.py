@@ -27,7 +27,7 @@ from nequip_core.ops.contracts import ALLEGRO_CONTRACT, NEQUIP_CONVOLUTION, Cont
 from nequip_kernels import sources
 from nequip_kernels.blocks import Block, choose
 from nequip_kernels.contraction.generate import source
-from nequip_kernels.contraction.kernels import NAMES
+from nequip_kernels.contraction.kernels import NAMES, in_table
 from nequip_kernels.contraction.table import Table
 from nequip_kernels.convolution import generate as convolution
 from nequip_kernels.convolution.table import Table as ConvolutionTable
@@ -97,7 +97,8 @@ def _tool(name: str, *arguments: object) -> str:
 def of_contraction(spec: ContractionSpec, dtype: torch.dtype, name: str, block: Block | None = None) -> Resources:
     """One kernel of a contraction."""
     table = Table(spec, spec.l_max + 1)
-    block = block or choose("sm_90", ALLEGRO_CONTRACT, name, dtype, len(table.terms), spec.channels)
+    known = in_table(name, spec)
+    block = block or choose("sm_90", ALLEGRO_CONTRACT, known, dtype, len(table.terms), spec.channels)
     function = getattr(sources.load(source(table)), f"contract_{name}")
     constants = {"U": spec.channels, "BU": block.channels, "BE": block.edges}
     return compiled(function, dtype, constants, block.warps)
@@ -136,7 +137,8 @@ def contraction_jobs(options: argparse.Namespace, l_max: int, dtype: torch.dtype
     for layer, spec in enumerate(contractions(l_max, options.parity, options.layers, options.channels)):
         terms = len(Table(spec, 1).terms)
         for name in options.kernel or NAMES:
-            block = options.block or choose("sm_90", ALLEGRO_CONTRACT, name, dtype, terms, spec.channels)
+            known = in_table(name, spec)
+            block = options.block or choose("sm_90", ALLEGRO_CONTRACT, known, dtype, terms, spec.channels)
             yield str(layer), terms, name, block, functools.partial(of_contraction, spec, dtype, name, block)
 
 

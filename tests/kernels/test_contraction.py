@@ -257,6 +257,15 @@ def test_the_check_can_fail(monkeypatch: pytest.MonkeyPatch) -> None:
         check_kernel("triton", FIRST, torch.float64, CPU)
 
 
+def test_there_is_no_third_derivative() -> None:
+    inputs = inputs_of(LATER, graph := random_graph(3, (2,)))
+    out, _ = make_contraction(LATER, torch.float64, CPU)(*inputs, graph)
+    (first,) = torch.autograd.grad(out.square().sum(), inputs[0], create_graph=True)
+    (second,) = torch.autograd.grad(first.square().sum(), inputs[0], create_graph=True)
+    with pytest.raises(RuntimeError, match="no autograd formula was registered"):
+        torch.autograd.grad(second.square().sum(), inputs[2])
+
+
 def test_state_is_that_of_the_reference() -> None:
     """A checkpoint has the same keys whichever computes."""
     ours_, theirs = (make(FIRST, torch.float64, CPU) for make in (make_contraction, make_reference))

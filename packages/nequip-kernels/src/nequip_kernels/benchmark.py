@@ -251,7 +251,7 @@ def _contraction_calls(spec: ContractionSpec) -> Callable[[Graph, torch.dtype], 
                 kernels = contraction.Kernels(spec, made.blocks | {name: block}, spec.l_max + 1)
                 return lambda: getattr(kernels, name)(*given)
 
-            yield Call(name, terms, floor[name], make, made.blocks[name])
+            yield Call(contraction.in_table(name, spec), terms, floor[name], make, made.blocks[name])
 
     return calls
 
@@ -378,3 +378,4 @@ def keep(figures: Sequence[Figure], path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as file:
         file.write(blocks.as_text(sorted(table.values())))
+    blocks.rows.cache_clear()

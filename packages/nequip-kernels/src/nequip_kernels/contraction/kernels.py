@@ -30,12 +30,18 @@ def describe(spec: ContractionSpec, architecture: str, dtype: torch.dtype) -> st
     The hash of the generated code is part of it, so that compiled code in torch's caches is never older than this.
     """
     tables = [Table(spec, degrees) for degrees in {1, spec.l_max + 1}]
+    terms = len(tables[0].terms)
     blocks = {
-        name: list(choose(architecture, ALLEGRO_CONTRACT, name, dtype, len(tables[0].terms), spec.channels))
+        name: list(choose(architecture, ALLEGRO_CONTRACT, in_table(name, spec), dtype, terms, spec.channels))
         for name in NAMES
     }
     code = sources.fingerprint("".join(source(table) for table in tables))
     return json.dumps({"spec": write_spec(spec), "blocks": blocks, "code": code}, sort_keys=True)
+
+
+def in_table(name: str, spec: ContractionSpec) -> str:
+    """A kernel's name in the table of blocks: that of a first layer computes more for each number that it reads."""
+    return f"{name}_of_factors" if spec.factors else name
 
 
 @cache
