@@ -2,8 +2,9 @@
 
     python tests/parity/compare.py OUT [OUT ...]
 
-Prints a table of the options and one of the errors: the largest difference over the largest absolute value. Exit code 3
-where one exceeds 1e-10 (models in float64) or 5e-5 (float32).
+Prints the options of each case, the errors (the largest difference over the largest absolute value), and in how many
+cases each value of each option occurs. Exit code 3 where an error exceeds 1e-10 (models in float64) or 5e-5 (float32),
+or where there are 40 cases and a value occurs in fewer than 3.
 """
 
 from __future__ import annotations
@@ -81,11 +82,48 @@ def compare(folder: Path) -> dict[str, float]:
     return worst
 
 
+PRESET = ("num_layers", "l_max", "parity", "type_embed_num_features")
+"""Options that a preset has already; what was drawn for them beside one has no effect."""
+
+EMBEDDINGS = {
+    "TwoBodyBesselScalarEmbed": (),
+    "TwoBodySplineScalarEmbed": ("num_bessels", "bessel_trainable", "polynomial_cutoff_p"),
+}
+"""Options without effect beside an embedding of Allegro."""
+
+LEAST = 3
+CASES = 40
+
+
+def occurrences(out: Path, cases: list[dict[str, Any]]) -> tuple[list[str], list[str]]:
+    """A line for each option with the number of cases that have each of its values, and the values with too few.
+
+    Options of the other model are left out: those that have one value only, or that no case's model knows.
+    """
+    options: dict[str, list[Any]] = json.loads((out / "options.json").read_text())
+    allegro = "embedding" in options
+    unknown = ("num_features", "type_embed_num_features", "radial_mlp_depth", "radial_mlp_width") if allegro else ()
+    lines, few = [], []
+    for name, values in options.items():
+        if name in unknown or len({json.dumps(value) for value in values}) == 1:
+            continue
+        counts = dict.fromkeys((json.dumps(value) for value in values), 0)
+        for case in cases:
+            row = case["options"]
+            idle = (*(PRESET if row["preset"] else ()), *EMBEDDINGS.get(row.get("embedding"), ()))
+            if name not in idle:
+                counts[json.dumps(row[name])] += 1
+        lines.append(f"{name:28} " + "  ".join(f"{value}: {count}" for value, count in counts.items()))
+        few += [f"{name}={value}: {count} cases" for value, count in counts.items() if count < LEAST]
+    return lines, few
+
+
 def main() -> int:
     """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folders", nargs="+", type=Path)
-    folders = sorted(path.parent for out in parser.parse_args().folders for path in out.glob("*/case.json"))
+    outs = parser.parse_args().folders
+    folders = sorted(path.parent for out in outs for path in out.glob("*/case.json"))
     torch.set_num_threads(1)
     rows, failed = [], []
     for folder in folders:
@@ -104,6 +142,12 @@ def main() -> int:
     for row in [["case", "nequip", "dtype", *QUANTITIES], *rows]:
         print("  ".join(f"{cell:>13}" for cell in row))
     print(f"\n{len(rows)} cases, {len(failed)} outside {TOLERANCE}")
+    for out in outs:
+        cases = [json.loads(path.read_text()) for path in sorted(out.glob("*/case.json"))]
+        lines, few = occurrences(out, cases)
+        print(f"\nCases of {out.name} that have each value:\n" + "\n".join(lines))
+        if few and len(cases) >= CASES:
+            failed.append(f"{out}: fewer than {LEAST} cases have {', '.join(few)}")
     for line in failed:
         print(line)
     return 3 if failed or not rows else 0

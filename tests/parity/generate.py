@@ -3,8 +3,9 @@
     ITS_PYTHON tests/parity/generate.py OUT [--count 40] [--seed 0] [--model nequip | allegro]
 
 Each folder OUT/NN gets a checkpoint (last.ckpt) or a package (model.nequip.zip) and case.json: the options, the
-structures, the predictions of each kind of weights in float64. tests/parity/compare.py converts and compares. Every
-value of every option is drawn equally often, in an order of its own.
+structures, the predictions of each kind of weights in float64; OUT/options.json the values that are drawn from.
+tests/parity/compare.py converts and compares. Every value of every option is drawn equally often, in an order of its
+own.
 """
 
 from __future__ import annotations
@@ -306,6 +307,9 @@ def main() -> None:
     set_global_state()
     torch.set_num_threads(1)
     rng = np.random.default_rng(options.seed)
+    options.out.mkdir(parents=True, exist_ok=True)
+    drawn = OPTIONS | (ALLEGRO | {"preset": [None]} if options.model == "allegro" else {})
+    (options.out / "options.json").write_text(json.dumps(drawn))
     for number, row in enumerate(draw(options.count, rng, options.model)):
         if row["preset"] is not None and not hasattr(nequip.model, "PresetNequIPGNNModel"):
             row["preset"] = None
