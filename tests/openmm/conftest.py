@@ -7,7 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
+from nequip_core.cli.main import main
 from nequip_core.engines.ase import NequIPCalculator
 
 sys.path.insert(0, str(Path(__file__).parent))  # for openmm_support
@@ -16,13 +18,30 @@ from openmm_support import write_model
 
 
 @pytest.fixture(scope="session")
-def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_model(tmp_path_factory.mktemp("model") / "tiny.nequip.zip")
+def folder(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
+    """One for all workers."""
+    base = tmp_path_factory.getbasetemp()
+    found = (base if worker_id == "master" else base.parent) / "openmm"
+    found.mkdir(exist_ok=True)
+    return found
 
 
 @pytest.fixture(scope="session")
-def model(package: Path) -> Path:
-    return package
+def package(folder: Path) -> Path:
+    """A small NequIP model of H, C, O in float64."""
+    path = folder / "tiny.nequip.zip"
+    with FileLock(folder / "package.lock"):
+        return path if path.exists() else write_model(path)
+
+
+@pytest.fixture(scope="session")
+def model(folder: Path, package: Path) -> Path:
+    """The same model, compiled; once, whatever the number of workers."""
+    path = folder / "tiny.nequip.pt2"
+    with FileLock(folder / "model.lock"):
+        if not path.exists():
+            assert main(["compile", str(package), str(path), "--target", "openmm"]) == 0
+    return path
 
 
 @pytest.fixture(scope="session")

@@ -34,9 +34,9 @@ def write_model(path: Path, **keys: Any) -> Path:
         atomic_energies={"H": -13.6, "C": -1030.0, "O": -430.0},
         energy_scale={"H": 1.5, "C": 1.1, "O": 0.7},
         avg_num_neighbors=9.0,
-        l_max=2,
+        l_max=1,
         num_layers=2,
-        num_features=[6, 4, 3],
+        num_features=[6, 4],
         radial_mlp=[8],
         **keys,
     )
@@ -116,7 +116,8 @@ def system_of(atoms: Atoms, *forces: Any) -> openmm.System:
 def context_of(system: openmm.System, atoms: Atoms, platform: str = "Reference", timestep: float = 2e-4) -> Any:
     """At the atoms' positions."""
     integrator = openmm.VerletIntegrator(timestep)
-    context = openmm.Context(system, integrator, openmm.Platform.getPlatformByName(platform))
+    properties = {"Threads": "1", "DeterministicForces": "true"} if platform == "CPU" else {}
+    context = openmm.Context(system, integrator, openmm.Platform.getPlatformByName(platform), properties)
     context.setPositions(atoms.positions / 10)
     return context
 
@@ -127,6 +128,13 @@ def energy_forces(context: Any, **options: Any) -> tuple[float, np.ndarray]:
     energy = state.getPotentialEnergy().value_in_unit(unit.kilojoule_per_mole)
     forces = state.getForces(asNumpy=True).value_in_unit(unit.kilojoule_per_mole / unit.nanometer)
     return energy / KJ_MOL, forces / (10 * KJ_MOL)
+
+
+def load(path: Path) -> Any:
+    """The module of a file, as the plugin loads it."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="`torch.jit.[a-z]+` is deprecated", category=DeprecationWarning)
+        return torch.jit.freeze(torch.jit.load(str(path)).eval())
 
 
 class Host:
@@ -148,13 +156,15 @@ class Host:
         parameters: tuple[str, ...] = (),
         dtype: torch.dtype = torch.float64,
     ) -> None:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="`torch.jit.[a-z]+` is deprecated", category=DeprecationWarning)
-            self.module = torch.jit.freeze(torch.jit.load(str(path)).eval())
+        self.path = path
+        self.module = load(path)
         self.periodic = periodic
         self.outputs_forces = outputs_forces
         self.parameters = parameters
         self.dtype = dtype
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _host, (self.path, self.periodic, self.outputs_forces, self.parameters, self.dtype)
 
     def __call__(self, state: Any) -> tuple[float, np.ndarray]:
         positions = state.getPositions(asNumpy=True).value_in_unit(unit.nanometer)
@@ -177,6 +187,10 @@ class Host:
         assert forces.device == x.device
         assert forces.dtype == x.dtype
         return float(energy.detach()), forces.detach().double().numpy()
+
+
+def _host(path: Path, periodic: bool, outputs_forces: bool, parameters: tuple[str, ...], dtype: torch.dtype) -> Host:
+    return Host(path, periodic=periodic, outputs_forces=outputs_forces, parameters=parameters, dtype=dtype)
 
 
 def hosted(path: Path, **options: Any) -> openmm.PythonForce:

@@ -15,31 +15,7 @@ from openmm import unit
 
 PLUGIN = "openmmtorch"
 WHEELS = "acellera-openmmtorch-cpu (or -cu12, -cu13) 1.10 with torch 2.10 to 2.12"
-
-SELF_TEST = """
-import warnings
-warnings.simplefilter("ignore")
-import openmm, torch
-from openmmtorch import TorchForce
-
-
-class Harmonic(torch.nn.Module):
-    def forward(self, positions):
-        return (positions**2).sum()
-
-
-force = TorchForce(torch.jit.script(Harmonic()))
-system = openmm.System()
-for _ in range(2):
-    system.addParticle(1.0)
-system.addForce(force)
-context = openmm.Context(system, openmm.VerletIntegrator(0.001), openmm.Platform.getPlatformByName("Reference"))
-context.setPositions([[0, 0, 0], [0.5, 0, 0]])
-state = context.getState(energy=True, forces=True)
-energy = state.getPotentialEnergy()._value
-force = state.getForces()[1].x
-assert abs(energy - 0.25) < 1e-12 and abs(force + 1.0) < 1e-12, (energy, force)
-"""
+SELF_TEST = "nequip_openmm_plugin.self_test"
 
 
 @functools.cache
@@ -54,7 +30,7 @@ def plugin_verdict() -> tuple[bool, str]:
             f"The plugin openmm-torch is not installed, which TorchForce comes from. Install {WHEELS}, or use "
             "backend='python', which needs no plugin."
         )
-    done = subprocess.run([sys.executable, "-c", SELF_TEST], capture_output=True, text=True, check=False)
+    done = subprocess.run([sys.executable, "-m", SELF_TEST], capture_output=True, text=True, check=False)
     if done.returncode:
         last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
         return False, (

@@ -8,15 +8,19 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from nequip_core.engines.ase import MovingGraph
 from nequip_core.errors import InputError
 from nequip_core.export.artifact import LoadedModel
 from nequip_core.graph import Graph
-from nequip_core.neighbors import SkinNeighborList, make_vesin
+from nequip_core.neighbors import DEFAULT, DEVICE, SkinNeighborList
+from nequip_core.plugins.manager import find, load_registry
+from nequip_core.skin import SkinGraph, serves
+from nequip_core.structure import Floats
 from nequip_core.units import ENERGY, LENGTH
-from nequip_openmm.model_file import find
+from nequip_openmm.model_file import find as find_model
 from nequip_openmm.spec import Spec
 
 ANGSTROM = LENGTH["nm"]
@@ -30,16 +34,20 @@ MakeGraph = Callable[[Tensor, Tensor | None], Graph]
 
 
 def moving_graph(model: LoadedModel, types: Tensor, skin: float) -> MakeGraph:
-    """The graph of atoms that move, whose neighbours are listed with a skin."""
-    info = model.info
-    moving = MovingGraph(SkinNeighborList(make_vesin, info.cutoff, skin), np.array(info.pair_cutoffs), model.device)
+    """The graph of atoms that move, whose neighbours are listed with a skin: on CUDA without leaving the device."""
+    name = DEFAULT if model.device.type == "cpu" else DEVICE
+    entry = find(load_registry().neighbor_lists, name, "neighbour list")
+    cutoffs = np.array(model.info.pair_cutoffs)
     of_atoms = types.cpu().numpy()
 
-    def graph(positions: Tensor, cell: Tensor | None) -> Graph:
-        box = np.zeros((3, 3)) if cell is None else cell.cpu().numpy()
-        return moving(positions.cpu().numpy(), of_atoms, box, np.full(3, cell is not None))
+    def pbc_of(cell: Tensor | None) -> tuple[Floats, NDArray[np.bool_]]:
+        return np.zeros((3, 3)) if cell is None else cell.cpu().numpy(), np.full(3, cell is not None)
 
-    return graph
+    if serves(entry, model.device):
+        on_device = SkinGraph(entry, cutoffs, skin, model.device)
+        return lambda positions, cell: on_device(positions, of_atoms, *pbc_of(cell))
+    listed = MovingGraph(SkinNeighborList(entry.make.load(), model.info.cutoff, skin), cutoffs, model.device)
+    return lambda positions, cell: listed(positions.cpu().numpy(), of_atoms, *pbc_of(cell))
 
 
 class Evaluator:
@@ -121,7 +129,7 @@ def evaluator(text: str, types: Tensor, embedded: Tensor | bytes | None, near: t
         with _LOCK:
             spec = Spec.from_json(text)
             device = str(near) if spec.device == near.type == "cuda" else spec.device
-            model = find(spec.path, spec.sha256, device, embedded)
+            model = find_model(spec.path, spec.sha256, device, embedded)
             found = _EVALUATORS[key] = Evaluator(spec, types, model)
     return found
 

@@ -4,15 +4,24 @@ from __future__ import annotations
 
 import atexit
 import hashlib
+import sys
 import tempfile
 import threading
+from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
+from nequip_core.data.cache import folder_of
 from nequip_core.errors import InputError
+from nequip_core.export.aoti import compile_model
 from nequip_core.export.artifact import LoadedModel, load_model
+from nequip_core.export.compiled import capability_of, is_compiled, read_metadata
+from nequip_core.plugins.manager import load_registry
+
+TARGET = "openmm"
+"""Of ``nequip compile``."""
 
 _LOADED: dict[tuple[str, str], LoadedModel] = {}
 _LOCK = threading.RLock()
@@ -41,6 +50,8 @@ def open_model(model: str | Path, device: str) -> ModelFile:
         InputError: it is not there; its device is not there.
     """
     path = compiled(Path(model), device)
+    if device == "auto":
+        device = read_metadata(path).device
     try:
         content = path.read_bytes()
     except OSError as error:
@@ -50,8 +61,31 @@ def open_model(model: str | Path, device: str) -> ModelFile:
 
 
 def compiled(model: Path, device: str) -> Path:
-    """The compiled file of a model."""
-    return model
+    """The compiled file of a model; made once for each model, device and torch, and kept in the cache.
+
+    Args:
+        model: anything that `nequip_core.export.artifact.load_model` takes.
+        device: auto, cpu, cuda or cuda:N.
+    """
+    if is_compiled(model):
+        return model
+    registry = load_registry()
+    eager = load_model(model, device=device, registry=registry)
+    folder = folder_of("auto")
+    assert folder is not None  # "off" alone has none
+    where = "cpu" if eager.device.type == "cpu" else f"cuda{capability_of(eager.device)}"
+    parts = (eager.hash, eager.weights, torch.__version__, where, version("nequip-core"), version("nequip-openmm"))
+    name = hashlib.sha256("/".join(parts).encode()).hexdigest()[:32]
+    path = folder / f"openmm-{name}.nequip.pt2"
+    if not path.is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        _say(f"Compiling {eager.path} for OpenMM into {path}.")
+        compile_model(eager, registry.targets[TARGET], path, registry, say=_say)
+    return path
+
+
+def _say(sentence: str) -> None:
+    print(sentence, file=sys.stderr, flush=True)
 
 
 def load(path: Path, sha256: str, device: str) -> LoadedModel:

@@ -12,7 +12,7 @@ NEQUIP_PLUGIN_API = 1
 
 @hookimpl
 def nequip_export_targets() -> Iterable[TargetEntry]:
-    """Energies and forces; OpenMM has no virial."""
+    """Energies and forces; OpenMM asks for no virial, other users of the file do."""
     yield TargetEntry(
         name="openmm",
         inputs=(
@@ -27,10 +27,10 @@ def nequip_export_targets() -> Iterable[TargetEntry]:
             "neighbor_ptr",
             "local",
         ),
-        outputs=("atomic_energy", "forces"),
+        outputs=("atomic_energy", "forces", "virial"),
         dynamic=("structures", "atoms", "edges"),
         prepare=Ref("nequip_core.export.target:prepare"),
-        units={"length": "Angstrom", "energy": "eV", "forces": "eV/Angstrom"},
+        units={"length": "Angstrom", "energy": "eV", "forces": "eV/Angstrom", "virial": "eV"},
     )
 
 
