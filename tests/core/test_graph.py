@@ -11,7 +11,7 @@ from ase import Atoms
 from ase.build import bulk
 
 from nequip_core.errors import InputError
-from nequip_core.graph import Graph, build_graph, collate, edge_vectors, filter_edges, from_structure, to
+from nequip_core.graph import Graph, build_graph, collate, edge_vectors, filter_edges, from_structure, longest_row, to
 from nequip_core.neighbors import Pairs, make_matscipy, make_vesin
 from nequip_core.structure import Structure, TypeMap
 
@@ -171,3 +171,8 @@ def test_the_structure_stays_as_it_is() -> None:
 def test_to_a_device() -> None:
     graph = to(graph_of(Structure.from_ase(Atoms("H"))), "meta")
     assert {tensor.device.type for tensor in graph} == {"meta"}
+
+
+def test_the_longest_row_of_a_graph_on_a_device_needs_no_read_back() -> None:
+    graph = graph_of(Structure.from_ase(Atoms("HHO", [[0, 0, 0], [2.0, 0, 0], [4.0, 0, 0]])))
+    assert longest_row(graph) == longest_row(to(graph, "meta")) == 2

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from nequip_core.errors import InputError
 from nequip_core.neighbors import NeighborList, Pairs
@@ -180,8 +181,23 @@ def edge_vectors(graph: Graph) -> Float[Tensor, "edges 3"]:
 
 
 def to(graph: Graph, device: torch.device | str) -> Graph:
-    """The same graph on a device."""
-    return Graph(*(tensor.to(device, non_blocking=True) for tensor in graph))
+    """The same graph on a device, of which `longest_row` is known."""
+    moved = Graph(*(tensor.to(device, non_blocking=True) for tensor in graph))
+    if moved.row_ptr.device.type != "cpu" and graph.row_ptr.device.type == "cpu":
+        _longest_rows[moved.row_ptr] = longest_row(graph)
+    return moved
+
+
+def longest_row(graph: Graph) -> int:
+    """Edges of the atom that has most. A device is waited for, unless the graph came there by `to`."""
+    known: int | None = _longest_rows.get(graph.row_ptr)
+    if known is None:
+        known = int(graph.row_ptr.diff().max()) if graph.types.shape[0] else 0
+    return known
+
+
+_longest_rows: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+"""By the row pointers of graphs on devices; kept as long as these live."""
 
 
 def filter_edges(graph: Graph, kept: Bool[Tensor, "edges"], number: int | None = None) -> Graph:

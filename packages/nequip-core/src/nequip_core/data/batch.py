@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from nequip_core.graph import Graph
+from nequip_core.graph import Graph, to
 
 
 class Labels(NamedTuple):
@@ -73,7 +73,7 @@ class Batch(NamedTuple):
             return [tensor.to(device, non_blocking=True) for tensor in value]
 
         return type(self)(
-            graph=Graph(*move(self.graph)),
+            graph=to(self.graph, device),
             cell=self.cell.to(device, non_blocking=True),
             volume=self.volume.to(device, non_blocking=True),
             labels=Labels(*move(self.labels)),

@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from nequip_core.graph import Graph
+from nequip_core.graph import Graph, longest_row
 from nequip_core.o3 import Irrep
 from nequip_core.ops.contracts import ContractionSpec
 from nequip_core.ops.reference import TwoForms, coupling_table, nonzeros
@@ -123,7 +123,7 @@ class Rows:
 
     @classmethod
     def of(cls, graph: Graph) -> Rows:
-        """From the row pointers; all layers of a model share them, and the one wait for a GPU that they cost."""
+        """From the row pointers; all layers of a model share them."""
         rows: Rows | None = _rows.get(graph.row_ptr)
         if rows is None:
             rows = _rows[graph.row_ptr] = cls._from_pointers(graph)
@@ -132,7 +132,7 @@ class Rows:
     @classmethod
     def _from_pointers(cls, graph: Graph) -> Rows:
         atoms, edges = graph.types.shape[0], graph.edge_shift.shape[0]
-        longest = int(graph.row_ptr.diff().max()) if atoms else 0
+        longest = longest_row(graph)
         if atoms * longest == edges:
             return cls((atoms, longest), None)
         centre = graph.edge_index[0]
