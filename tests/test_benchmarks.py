@@ -48,5 +48,5 @@ def test_losses_of_compiled_training(tmp_path: Path) -> None:
     assert (double["dtype"], single["dtype"]) == ("float64", "float32")
     assert float(double["largest_deviation"]) < 1e-9
     assert float(single["last_deviation"]) < 1e-3
-    assert float(double["last_loss"]) < 0.5 * float(double["first_loss"])
+    assert float(double["last_loss"]) < 0.8 * float(double["first_loss"])
     assert (double["graphs"], double["recompiles"]) == ("1", "0")
