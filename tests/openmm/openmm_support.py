@@ -91,7 +91,7 @@ def topology_of(atoms: Atoms, *, bonds: bool = True) -> app.Topology:
     for symbol in atoms.get_chemical_symbols():
         if symbol == "O" or residue is None:
             residue = topology.addResidue("HOH", chain)
-        atom = topology.addAtom(symbol, app.Element.getBySymbol(symbol), residue)
+        atom = topology.addAtom(f"{symbol}{len(list(residue.atoms())) or ''}", app.Element.getBySymbol(symbol), residue)
         if symbol == "O":
             oxygen = atom
         elif bonds and oxygen is not None:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import openmm
 from openmm import app, unit
@@ -16,7 +16,7 @@ from nequip_core.errors import InputError
 from nequip_openmm.errors import OpenMMError, as_openmm
 from nequip_openmm.system import Backend, create_system
 
-READERS: dict[str, Callable[[str], Any]] = {".pdb": app.PDBFile, ".cif": app.PDBxFile, ".pdbx": app.PDBxFile}
+READERS: dict[str, Callable[[IO[str]], Any]] = {".pdb": app.PDBFile, ".cif": app.PDBxFile, ".pdbx": app.PDBxFile}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +83,8 @@ def read_system(path: Path) -> Any:
     if not path.is_file():
         raise InputError(f"There is no file {path}.")
     try:
-        found = reader(str(path))
+        with path.open() as file:
+            found = reader(file)
     except Exception as error:  # OpenMM's readers raise whatever their parsing meets
         raise InputError(f"{path} can not be read: {error}. Expected a PDB or PDBx file.") from error
     if found.topology.getNumAtoms() == 0:
