@@ -177,7 +177,9 @@ def torchforce_tests(session: nox.Session) -> None:
         others = ("torch==", "triton==", "setuptools==")
         kept = [line for line in CONSTRAINTS.read_text().splitlines() if not line.startswith(others)]
         pins.write_text("\n".join([*kept, torch]))
-        ours = [part for of in ("core", "allegro", "openmm") for part in ("-e", str(ROOT / "packages" / f"nequip-{of}"))]
+        ours = [
+            part for of in ("core", "allegro", "openmm") for part in ("-e", str(ROOT / "packages" / f"nequip-{of}"))
+        ]
         tools = ["openmmml", "pytest", "pytest-xdist", "hypothesis"]
         run(session, exe, "-m", "pip", "install", "--quiet", "-c", pins, *ours, *tools)
         run(session, exe, "-m", "pip", "install", "--quiet", "--no-deps", plugin)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from dataclasses import asdict
 from pathlib import Path
@@ -23,6 +24,9 @@ KJ_MOL = 96.48533212331
 """In an eV; forces in kJ/mol/nm are ten times those in eV/Å times this."""
 
 PLATFORMS = ("Reference", "CPU")
+
+REAL = os.environ.get("NEQUIP_TORCHFORCE") == "1"
+"""Whether files go into the real TorchForce: nox -s torchforce_tests."""
 
 
 def write_model(path: Path, **keys: Any) -> Path:
@@ -193,9 +197,24 @@ def _host(path: Path, periodic: bool, outputs_forces: bool, parameters: tuple[st
     return Host(path, periodic=periodic, outputs_forces=outputs_forces, parameters=parameters, dtype=dtype)
 
 
-def hosted(path: Path, **options: Any) -> openmm.PythonForce:
-    """A force that runs a file for TorchForce in the host."""
+def hosted(path: Path, **options: Any) -> openmm.Force:
+    """A force that runs a file for TorchForce: in the host, or in TorchForce itself."""
+    if REAL:
+        return _real(path, **options)
     host = Host(path, **options)
     force = openmm.PythonForce(host, dict.fromkeys(host.parameters, 1.0))
     force.setUsesPeriodicBoundaryConditions(host.periodic)
+    return force
+
+
+def _real(
+    path: Path, *, periodic: bool = True, outputs_forces: bool = True, parameters: tuple[str, ...] = ()
+) -> openmm.Force:
+    from openmmtorch import TorchForce
+
+    force = TorchForce(str(path))
+    force.setOutputsForces(outputs_forces)
+    force.setUsesPeriodicBoundaryConditions(periodic)
+    for name in parameters:
+        force.addGlobalParameter(name, 1.0)
     return force
