@@ -246,7 +246,14 @@ def test_a_broken_file_is_named(run: Path):
 
 @pytest.mark.parametrize(
     ("value", "text"),
-    [(0.0, "0"), (0.012345, "0.0123"), (12.345, "12.3"), (12345.6, "12346"), (-0.5, "\N{MINUS SIGN}0.500")],
+    [
+        (-6.11e-11, "−6.11e−11"),
+        (0.0, "0"),
+        (0.012345, "0.0123"),
+        (12.345, "12.3"),
+        (12345.6, "12346"),
+        (-0.5, "\N{MINUS SIGN}0.500"),
+    ],
 )
 def test_significant_digits(value: float, text: str):
     assert significant(value) == text

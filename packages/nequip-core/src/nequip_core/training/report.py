@@ -167,11 +167,12 @@ def number(value: float | int | None, scale: float = 1.0, digits: int = 3) -> st
 
 
 def significant(value: float, digits: int = 3) -> str:
-    """``value`` in plain notation with ``digits`` significant digits, whole ones never dropped."""
+    """``value`` with ``digits`` significant digits, whole ones never dropped; plain, but for what is only rounding."""
     if value == 0:
         return "0"
     decimals = max(0, digits - 1 - floor(log10(abs(value))))
-    return f"{value:.{decimals}f}".replace("-", "−")
+    text = f"{value:.{decimals}f}" if abs(value) >= 1e-6 else f"{value:.{digits - 1}e}"
+    return text.replace("-", "−")
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]], caption: str = "", above: str = "") -> str:
