@@ -98,6 +98,13 @@ def test_twenty_repeats_are_equal_bit_for_bit() -> None:
             assert all(map(torch.equal, before, step(spec, graph, torch.float32)))
 
 
+def test_tensors_need_not_be_on_the_current_device() -> None:
+    """Where there is one GPU only, they are."""
+    (_, spec, _) = contractions(1, False, 8, True)
+    last = torch.device("cuda", torch.cuda.device_count() - 1)
+    check_kernel("triton", spec, torch.float64, last, atoms=5)
+
+
 def test_more_than_two_to_the_31_numbers() -> None:
     """The last atoms of a graph whose features have 2.4e9 numbers are what they are alone: about 60 GB."""
     (_, spec, _) = contractions(2, False, 64, True)

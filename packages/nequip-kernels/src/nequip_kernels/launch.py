@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 from types import ModuleType
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.library import wrap_triton
 
@@ -26,7 +28,19 @@ def interpreted() -> bool:
 
 def contiguous(*tensors: Tensor) -> tuple[Tensor, ...]:
     """As kernels read them; copies what is not."""
-    return tuple(tensor.contiguous() for tensor in tensors)
+    return tuple(_in_memory(tensor.contiguous()) for tensor in tensors)
+
+
+def _in_memory(tensor: Tensor) -> Tensor:
+    """The same, so that Inductor computes it once.
+
+    Where a kernel reads the result of elementwise operations, Inductor writes that result anew for each kernel that
+    reads it. The input of a view with given strides it writes once, for all.
+    """
+    offset = tensor.storage_offset()
+    if not isinstance(offset, int) or offset != 0:
+        return tensor  # a part of another, which is in memory already
+    return tensor.as_strided(tensor.size(), tensor.stride(), 0)
 
 
 def like(tensor: Tensor) -> Tensor:
@@ -66,4 +80,11 @@ class Functions:
             # One configuration, so nothing is measured; torch's compilers know this form of a constant.
             one = triton.Config(dict(sizes), num_warps=warps, num_stages=1)
             self.sized[name] = triton.autotune([one], key=[])(getattr(self.module, name))
-        wrap_triton(self.sized[name])[grid](*arguments)
+        with _device_of(arguments[0]):
+            wrap_triton(self.sized[name])[grid](*arguments)
+
+
+def _device_of(tensor: Tensor) -> AbstractContextManager[object]:
+    """Triton launches on the current device, which need not be that of a tensor; compiled code sees to that itself."""
+    executed = type(tensor) is Tensor and tensor.device.type == "cuda"
+    return torch.cuda.device(tensor.device) if executed else nullcontext()

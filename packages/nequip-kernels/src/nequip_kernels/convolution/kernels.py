@@ -57,7 +57,7 @@ class Kernels:
     def forward(self, h: Tensor, harmonics: Tensor, weights: Tensor, neighbor: Tensor, row_ptr: Tensor) -> Tensor:
         """Messages summed to their centres."""
         out = h.new_empty(h.shape[0], self.table.dim_out)
-        inputs = contiguous(h, harmonics, weights, neighbor)
+        inputs = (*contiguous(h, harmonics, weights), neighbor.contiguous())
         self._sweep("forward", row_ptr, *inputs, out)
         return out
 
@@ -73,7 +73,7 @@ class Kernels:
         neighbor_ptr: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Derivatives by h, harmonics and weights."""
-        inputs = contiguous(h, harmonics, weights, grad, neighbor)
+        inputs = (*contiguous(h, harmonics, weights, grad), neighbor.contiguous())
         messages, sums, d_weights = self._messages(harmonics), self._slots("backward", harmonics), like(weights)
         self._sweep("backward", row_ptr, *inputs, messages, sums, d_weights)
         return self._collect(messages, h, by_neighbor, neighbor_ptr), sums.sum(1), d_weights
@@ -93,7 +93,8 @@ class Kernels:
         neighbor_ptr: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Derivatives by grad, h, harmonics and weights of sums of the first derivatives times directions."""
-        inputs = contiguous(h, harmonics, weights, grad, to_h, to_harmonics, to_weights, neighbor)
+        numbers = contiguous(h, harmonics, weights, grad, to_h, to_harmonics, to_weights)
+        inputs = (*numbers, neighbor.contiguous())
         of_grad, messages = like(grad), self._messages(harmonics)
         sums, of_weights = self._slots("double_backward", harmonics), like(weights)
         self._sweep("double_backward", row_ptr, *inputs, of_grad, messages, sums, of_weights)

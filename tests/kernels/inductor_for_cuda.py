@@ -1,0 +1,166 @@
+"""The code that Inductor writes for an H100 around our operators, on a machine without a GPU: printed, never run.
+
+    python tests/kernels/inductor_for_cuda.py contraction|convolution
+
+Tensors are fake, and what Inductor asks of a GPU is answered from a list. A process of its own: torch remembers some of
+the answers.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from contextlib import ExitStack
+from types import SimpleNamespace
+from typing import Any, NoReturn
+from unittest import mock
+
+import torch
+import torch._inductor.compile_fx
+import torch._inductor.fx_passes.fuse_attention
+import torch._inductor.fx_passes.misc_patterns
+import torch._inductor.fx_passes.pad_mm
+import torch._inductor.graph
+import triton
+from torch import Tensor
+from torch._dynamo.device_interface import CudaInterface
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
+from triton.backends.compiler import GPUTarget
+
+from nequip_core.o3 import SCALAR, Irrep, Irreps
+from nequip_core.ops.contracts import ContractionSpec, ConvolutionSpec
+from nequip_kernels.contraction import kernels as contraction_kernels
+from nequip_kernels.contraction import operators as contraction
+from nequip_kernels.convolution import kernels as convolution_kernels
+from nequip_kernels.convolution import operators as convolution
+
+ATOMS, EDGES, CHANNELS = 97, 4001, 64
+HARMONICS = (SCALAR, Irrep(1, -1))
+
+
+def of_contraction() -> tuple[Callable[..., Any], list[tuple[int, ...]]]:
+    """Value, first and second derivative, between operators that Inductor writes itself."""
+    spec = ContractionSpec(HARMONICS, HARMONICS, 1, CHANNELS, True, False)
+    text = contraction_kernels.describe(spec, "sm_90", torch.float32)
+
+    def function(row_ptr: Tensor, _: Tensor, T: Tensor, w: Tensor, Y: Tensor, W: Tensor) -> list[Tensor]:
+        T, w = T.sin(), w.sin()
+        out, v = contraction.contract(T, w, Y, W, row_ptr, text)
+        g = out.cos()
+        d_T, d_w, d_Y, n = contraction.contract_backward(T, w, Y, W, v, g, row_ptr, text)
+        of_g, of_T, of_w, of_Y, z = contraction.contract_double_backward(
+            T, w, Y, W, v, g, n, d_T, d_w, d_Y, row_ptr, text
+        )
+        by_W = contraction.contract_double_by_weights(T, w, Y, v, g, d_T, d_Y, z, row_ptr, text)
+        return [of_g.sin(), of_T.sin(), of_w.sin(), of_Y, by_W]
+
+    return function, [(EDGES, 4, CHANNELS), (EDGES, 2, CHANNELS), (EDGES, 4), (4, CHANNELS)]
+
+
+def of_convolution() -> tuple[Callable[..., Any], list[tuple[int, ...]]]:
+    """Likewise."""
+    spec = ConvolutionSpec(Irreps([(SCALAR, 64), (Irrep(1, -1), 32)]), 1, True, HARMONICS)
+    text = convolution_kernels.describe(spec, "sm_90", torch.float32)
+
+    def function(pointers: Tensor, edge_index: Tensor, h: Tensor, Y: Tensor, R: Tensor) -> list[Tensor]:
+        h, R, graph = h.sin(), R.sin(), (edge_index.select(0, 1), pointers, edge_index.select(0, 0), pointers)
+        g = convolution.convolve(h, Y, R, *graph, text).cos()
+        d_h, d_Y, d_R = convolution.convolve_backward(h, Y, R, g, *graph, text)
+        of_g, of_h, of_Y, of_R = convolution.convolve_double_backward(h, Y, R, g, d_h, d_Y, d_R, *graph, text)
+        return [of_g.sin(), of_h.sin(), of_Y, of_R.sin()]
+
+    return function, [(ATOMS, spec.irreps_in.dim), (EDGES, 4), (EDGES, spec.num_weights)]
+
+
+class Driver:
+    """Triton's, of a GPU that is not here."""
+
+    def get_current_target(self) -> Any:
+        return GPUTarget("cuda", 90, 32)
+
+
+H100 = SimpleNamespace(
+    name="H100",
+    type="cuda",
+    major=9,
+    minor=0,
+    multi_processor_count=132,
+    regs_per_multiprocessor=65536,
+    max_threads_per_multi_processor=2048,
+    max_threads_per_block=1024,
+    warp_size=32,
+    total_memory=80 << 30,
+    shared_memory_per_block=49152,
+    shared_memory_per_block_optin=232448,
+    shared_memory_per_multiprocessor=233472,
+    L2_cache_size=50 << 20,
+    gcnArchName="",
+)
+ANSWERS: dict[str, Any] = {
+    "is_available": lambda: True,
+    "is_initialized": lambda: False,
+    "device_count": lambda: 1,
+    "current_device": lambda: 0,
+    "set_device": lambda device: None,
+    "_exchange_device": lambda device: 0,
+    "_maybe_exchange_device": lambda device: 0,
+    "current_stream": lambda device=None: SimpleNamespace(cuda_stream=0),
+    "synchronize": lambda device=None: None,
+    "get_device_name": lambda device=None: "H100",
+    "get_device_properties": lambda device=None: H100,
+    "get_device_capability": lambda device=None: (9, 0),
+    "get_rng_state": lambda device=None: torch.zeros(16, dtype=torch.uint8),
+    "set_rng_state": lambda state, device=None: None,
+}
+
+
+class WrittenError(BaseException):
+    """The code is there; what would follow needs a GPU."""
+
+
+def stop(graph: Any, *arguments: Any, **options: Any) -> NoReturn:
+    """In place of loading the code."""
+    raise WrittenError(graph.codegen()[0].value)
+
+
+def pretended() -> ExitStack:
+    """A GPU is here, for those who ask."""
+    stack = ExitStack()
+    for name, answer in ANSWERS.items():
+        stack.enter_context(mock.patch.object(torch.cuda, name, answer))
+    properties = staticmethod(lambda device=None: H100)
+    for owner, name, answer in (
+        (CudaInterface.Worker, "get_device_properties", properties),
+        (CudaInterface, "get_device_properties", properties),
+        (CudaInterface, "get_compute_capability", staticmethod(lambda device=None: 90)),
+        (torch._inductor.graph.GraphLowering, "compile_to_module", stop),
+        # Patterns of attention and products, for which Inductor makes examples on the device.
+        (torch._inductor.fx_passes.fuse_attention, "_sfdp_init", lambda *given: None),
+        (torch._inductor.fx_passes.pad_mm, "_pad_mm_init", lambda *given: None),
+        (torch._inductor.fx_passes.misc_patterns, "_misc_patterns_init", lambda *given: None),
+    ):
+        stack.enter_context(mock.patch.object(owner, name, answer))
+    stack.enter_context(torch._inductor.config.patch(fx_graph_cache=False, compile_threads=1))
+    return stack
+
+
+def main(what: str) -> None:
+    """Print the code."""
+    triton.runtime.driver.set_active(Driver())
+    function, shapes = {"contraction": of_contraction, "convolution": of_convolution}[what]()
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    with pretended(), torch.no_grad():
+        with mode:
+            inputs = [torch.empty(size, dtype=torch.int64, device="cuda") for size in ((ATOMS + 1,), (2, EDGES))]
+            inputs += [torch.empty(shape, device="cuda") for shape in shapes]
+            graph = make_fx(function)(*inputs)
+        try:
+            with torch._guards.tracing(torch._guards.TracingContext(mode)):
+                torch._inductor.compile_fx.compile_fx(graph, inputs)
+        except WrittenError as written:
+            print(written)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -1,0 +1,37 @@
+"""What Inductor makes of our operators for a GPU: launches of our kernels, and no copy of what they read or write."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).with_name("inductor_for_cuda.py")
+LAUNCHES = {
+    "contraction": [
+        *("contract_forward", "contract_backward", "contract_double_backward", "contract_double_by_weights"),
+    ],
+    "convolution": [
+        *("convolve_forward_0", "convolve_forward_1", "convolve_backward_0", "convolve_backward_1", "convolve_collect"),
+        *("convolve_double_backward_0", "convolve_double_backward_1", "convolve_collect"),
+    ],
+}
+
+
+@pytest.mark.parametrize("what", LAUNCHES)
+def test_no_copies_for_a_gpu(what: str, tmp_path: Path) -> None:
+    done = subprocess.run([sys.executable, str(SCRIPT), what], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    code = done.stdout[done.stdout.index("def call(") :]
+    assert "clone" not in code
+    assert "copy_(" not in code
+    runs = re.findall(r"(\w+)\.run\((.*)\)", code)
+    ours = [re.sub(r"_\d+$", "", name) for name, _ in runs if name.startswith(("contract", "convolve"))]
+    assert ours == LAUNCHES[what]
+    # sin of each input, cos of the result: computed once each, whichever kernels read them.
+    for name, arguments in runs:
+        if "poi" in name:
+            assert len(re.findall(r"\b(?:buf|arg)\d+", arguments)) == 2, (name, arguments)
