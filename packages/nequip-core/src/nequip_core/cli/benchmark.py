@@ -6,13 +6,13 @@ What there is to measure belongs to the package that offers it, and is imported 
 from __future__ import annotations
 
 import argparse
-import importlib
 import importlib.util
 from collections.abc import Sequence
 from typing import NamedTuple
 
 from nequip_core.cli.options import command_parser
 from nequip_core.errors import PluginError
+from nequip_core.plugins.records import Ref
 
 
 class Part(NamedTuple):
@@ -21,16 +21,22 @@ class Part(NamedTuple):
     Attributes:
         summary: of what.
         distribution: that offers it.
-        module: of it, with a function ``run(argv) -> exit code``.
+        run: a function ``run(argv) -> exit code`` of it.
     """
 
     summary: str
     distribution: str
-    module: str
+    run: Ref
 
 
 PARTS = {
-    "kernels": Part("each GPU kernel against its floor; --tune", "nequip-kernels", "nequip_kernels.benchmark"),
+    "inference": Part(
+        "energies and forces of a model, by size", "nequip-core", Ref("nequip_core.cli.benchmark_model:inference")
+    ),
+    "training": Part(
+        "training steps of a model, by size", "nequip-core", Ref("nequip_core.cli.benchmark_model:training")
+    ),
+    "kernels": Part("each GPU kernel against its floor; --tune", "nequip-kernels", Ref("nequip_kernels.benchmark:run")),
 }
 
 
@@ -51,10 +57,10 @@ def run(argv: Sequence[str]) -> int:
     """
     given = parser().parse_args(argv)
     part = PARTS[given.what]
-    if importlib.util.find_spec(part.module.partition(".")[0]) is None:
+    if importlib.util.find_spec(part.run.path.partition(".")[0]) is None:
         raise PluginError(
             f"nequip benchmark {given.what} is part of {part.distribution}, which is not installed: "
             f"pip install {part.distribution}."
         )
-    code: int = importlib.import_module(part.module).run(given.options)
+    code: int = part.run.load()(given.options)
     return code
