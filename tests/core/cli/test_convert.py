@@ -278,7 +278,7 @@ def test_a_training_config_of_allegro_in_kcal(nequip, tmp_path, training_set):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"model": {"_target_": "allegro.model.NoSuchModel"}}, "pip install nequip-allegro"),
+        ({"model": {"_target_": "allegro.model.NoSuchModel"}}, "pip install --find-links dist nequip-allegro"),
         ({"model": {"_target_": "nequip.model.NequIPGNNModel", "r_max": 3, "type_names": ["H"]}}, "model_dtype"),
         ({"ema_decay": "${no_such_resolver:1}"}, "no_such_resolver"),
         ({"ema_decay": "${training_data_stats:magnetisation}"}, "magnetisation"),

@@ -246,7 +246,7 @@ def test_a_missing_plugin_is_named() -> None:
         plugins=tuple(plugin for plugin in registry.plugins if plugin.distribution == "nequip-core"),
     )
     published = with_options(PARITY, _target_="allegro.model.AllegroModel")
-    with pytest.raises(ArtifactError, match="pip install nequip-allegro"):
+    with pytest.raises(ArtifactError, match="pip install --find-links dist nequip-allegro"):
         convert(published, alone)
     with pytest.raises(ArtifactError, match=r"my\.Model, which no installed plugin can convert.*NequIPGNNModel"):
         convert(with_options(PARITY, _target_="my.Model"), alone)

@@ -189,7 +189,7 @@ def _model(path: Path, source: Source, registry: Registry) -> Block:
     found = [entry for entry in registry.models.values() if name in entry.published]
     if not found:
         distribution = DISTRIBUTIONS.get(target.partition(".")[0])
-        hint = f" pip install {distribution}" if distribution else ""
+        hint = f" pip install --find-links dist {distribution}" if distribution else ""
         raise InputError(f"{path}: no installed plugin can convert training_module.model of {target}.{hint}")
     keys = _keys(found[0], options, source.content.get("data") or {})
     if _energy_unit(options) is not None:

@@ -287,7 +287,8 @@ def _entry(path: Path, members: Members, registry: Registry) -> ModelEntry:
     if name not in registry.models:
         raise ArtifactError(
             f"{path} holds a {name!r} model, which no installed plugin offers. It was written with "
-            f"{members.manifest['model_from']}: install that distribution. Known here: {', '.join(registry.models)}."
+            f"{members.manifest['model_from']}: pip install --find-links dist "
+            f"{'=='.join(str(members.manifest['model_from']).split())}. Known here: {', '.join(registry.models)}."
         )
     return registry.models[name]
 

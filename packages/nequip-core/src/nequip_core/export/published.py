@@ -461,7 +461,7 @@ def _entry(published: Published, registry: Registry) -> ModelEntry:
     if distribution is not None and distribution not in {plugin.distribution for plugin in registry.plugins}:
         raise ArtifactError(
             f"{published.path} holds a model of {target}, which needs the plugin {distribution}: pip install "
-            f"{distribution}"
+            f"--find-links dist {distribution}"
         )
     raise ArtifactError(
         f"{published.path} holds a model of {target}, which no installed plugin can convert. These can be: {known}."
