@@ -6,7 +6,6 @@
 #include <dlfcn.h>
 
 #include <cstdint>
-#include <cstring>
 #include <new>
 #include <vector>
 
@@ -44,9 +43,10 @@ struct ProbePair : Pair {
 struct ProbeCompute : Compute {
   ProbeCompute(LAMMPS *lammps, char **arg) : Compute(lammps, 3, arg) {}
   void init() override {}
+  // No pointer is followed: in another layout it is none.
   bool as_made() const {
-    return id && std::strcmp(id, "nequip_probe") == 0 && style && std::strcmp(style, "none") == 0 && igroup == 0 &&
-           vector == nullptr && array_atom == nullptr && peratom_flag == 0 && peatomflag == 0 && timeflag == 0 &&
+    return igroup == 0 && groupbit == 1 && vector == nullptr && array_atom == nullptr && peratom_flag == 0 &&
+           peatomflag == 0 && timeflag == 0 && dynamic_group_allow == 1 &&
            datamask_read == (decltype(datamask_read)) ~0ull && copymode == 0 && kokkosable == 0 && vbiasall == nullptr;
   }
 };

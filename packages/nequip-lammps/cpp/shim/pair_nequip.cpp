@@ -155,6 +155,8 @@ void PairNequip::map_types(int names, char **name) {
            "; its types are " + known);
     }
   }
+  if (some_null_ && force->pair == this)
+    fail("NULL in pair_coeff leaves atoms to another pair style; use pair_style hybrid or hybrid/overlay");
   for (int i = 1; i <= names; ++i)
     for (int j = 1; j <= names; ++j) setflag[i][j] = type_map_[i] >= 0 && type_map_[j] >= 0;
   if (comm->me == 0)
@@ -194,8 +196,6 @@ void PairNequip::check_input() {
     fail("units " + units + " are not supported; use units metal or units real");
   if (update->integrate_style && std::strncmp(update->integrate_style, "respa", 5) == 0)
     fail("run_style respa is not supported; use run_style verlet");
-  if (some_null_ && force->pair == this)
-    fail("NULL in pair_coeff leaves atoms to another pair style; use pair_style hybrid or hybrid/overlay");
   if (neighbor->includegroup)
     fail("neigh_modify include is not supported, because all atoms are neighbours of a model's atoms");
   if (facts->message_passing_layers > 0 && comm->mode != Comm::SINGLE)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from nequip_lammps.register import register
+    from nequip_lammps.inject import register
 
 __all__ = ["register"]
 
@@ -18,6 +18,6 @@ def __getattr__(name: str) -> Any:
     """Import `register` when it is asked for: every start of LAMMPS imports this package."""
     if name != "register":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from nequip_lammps.register import register
+    from nequip_lammps.inject import register
 
     return register
