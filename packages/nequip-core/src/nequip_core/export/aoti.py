@@ -17,6 +17,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+import torch._inductor.config as inductor_config
 from torch import Tensor, fx, nn
 from torch.export import Dim, ExportedProgram
 from torch.func import functional_call
@@ -271,7 +272,8 @@ def _options(device: torch.device, native: bool) -> tuple[str | None, dict[str, 
         return None, options
     options["cpp.dynamic_threads"] = True  # as many as the engine has, not as many as are here
     machine, host = this_isa().split(" ", 1)
-    if native or machine not in ISA:
+    # Before 2.13 torch takes all instructions of this CPU, and can not be told otherwise.
+    if native or machine not in ISA or not hasattr(inductor_config.cpp, "march"):
         return this_isa(), options
     name, of_isa = ISA[machine]
     if host == "DEFAULT":
