@@ -46,7 +46,8 @@ def train(model: Model, steps: int, ranks: Ranks | None) -> list[float]:
             loss.backward()
             losses.append(loss.item())
         if sums and ranks:
-            shares = sums([*model.parameters()], torch.tensor([[losses[-1], float(ranks.rank)]]).double(), "a step")
+            mine = torch.tensor([[losses[-1], float(ranks.rank)]], dtype=torch.float64)
+            shares = sums([*model.parameters()], mine, "a step")
             losses[-1:] = shares[:, 0].tolist()
             assert shares[:, 1].tolist() == [0.0, 1.0]
         assert model.none.grad is None
@@ -84,8 +85,10 @@ def check_losses(ranks: Ranks) -> None:
     """float64 numbers through a float32 buffer, bit for bit; one that is not finite stays with its rank."""
     parameter = nn.Parameter(torch.zeros(2))
     for mine in ((0.1, 1 / 3), (1e-30, 2.5e10), (float("nan"), 1.0), (1.0, float("inf"))):
-        found = GradientSums(ranks)([parameter], torch.tensor([[mine[ranks.rank], 0.0]]).double(), "losses")
-        torch.testing.assert_close(found[:, 0], torch.tensor(mine).double(), rtol=0, atol=0, equal_nan=True)
+        both = torch.tensor(mine, dtype=torch.float64)
+        shares = torch.stack([both[ranks.rank], torch.zeros_like(both[0])])[None]
+        found = GradientSums(ranks)([parameter], shares, "losses")
+        torch.testing.assert_close(found[:, 0], both, rtol=0, atol=0, equal_nan=True)
 
 
 def check_talk(ranks: Ranks) -> None:
