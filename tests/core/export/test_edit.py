@@ -12,7 +12,7 @@ import torch
 
 from nequip_core.errors import InputError
 from nequip_core.export.artifact import model_of
-from nequip_core.export.edit import Changes, modified
+from nequip_core.export.edit import Changes, modified, without_folders
 from nequip_core.export.package import Members, model_hash, read_package, unpack_check, write_package
 from nequip_core.export.verify import check_cases, predict, verify
 from nequip_core.plugins.manager import load_registry
@@ -93,6 +93,21 @@ def test_licence_and_citations_leave_the_model_alone(packaged: Make) -> None:
     assert log["versions"].keys() == {"nequip-core"}
     with pytest.raises(InputError, match="nothing to change"):
         changed(after, licence="MIT")
+
+
+def test_folders_of_data_files_are_left_out(packaged: Make) -> None:
+    members = packaged()
+    hashes = {"data.path": {"/home/me/a/x.xyz": "1", "/home/me/b/x.xyz": "2", "y.xyz": "3"}, "isolated": None}
+    check = members.check | {
+        "structures": [one | {"source": "/home/me/a/x.xyz frame 3"} for one in members.check["structures"]]
+    }
+    found = without_folders(replace(members, data={"sha256": hashes, "n": 1}, check=check))
+    assert found.data == {
+        "sha256": {"data.path": {"a/x.xyz": "1", "b/x.xyz": "2", "y.xyz": "3"}, "isolated": None},
+        "n": 1,
+    }
+    assert {one["source"] for one in found.check["structures"]} == {"x.xyz frame 3"}
+    assert without_folders(members) == members
 
 
 def test_check_structures_stay(packaged: Make) -> None:

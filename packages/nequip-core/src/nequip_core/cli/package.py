@@ -151,7 +151,7 @@ def build(options: argparse.Namespace) -> int:
     with imports():
         from nequip_core.cli.loading import say
         from nequip_core.export.artifact import read_weights
-        from nequip_core.export.edit import with_about
+        from nequip_core.export.edit import with_about, without_folders
         from nequip_core.export.package import read_package, without_training, write_package
         from nequip_core.export.verify import check_cases, verify, with_check
         from nequip_core.plugins.manager import load_registry
@@ -168,7 +168,8 @@ def build(options: argparse.Namespace) -> int:
         say("left out: the metrics, which are those of the averaged weights")
     if not cases or weights != inside.manifest["weights"]:
         members = with_check(path, members, registry, [case.structure for case in cases])
-    members = with_about(without_training(members), options.licence, options.citation)
+    members = without_folders(without_training(members))
+    members = with_about(members, options.licence, options.citation)
     write_package(options.out, members)
     if members.manifest["licence"] is None:
         say("licence: none is stated; --licence TEXT writes one into the file")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -106,6 +106,27 @@ def with_about(members: Members, licence: str | None, citations: Sequence[str]) 
     about["licence"] = about["licence"] if licence is None else licence
     about["citations"] = list(dict.fromkeys([*about["citations"], *citations]))
     return replace(members, manifest=about)
+
+
+def without_folders(members: Members) -> Members:
+    """The same members with the names of data files alone: a shared file says nothing of the disk it comes from."""
+    data, check = dict(members.data), dict(members.check)
+    if isinstance(data.get("sha256"), Mapping):
+        data["sha256"] = {
+            key: {_short(name, files): sha256 for name, sha256 in files.items()}
+            if isinstance(files, Mapping)
+            else files
+            for key, files in data["sha256"].items()
+        }
+    check["structures"] = [one | {"source": Path(one["source"]).name} for one in check["structures"]]
+    return replace(members, data=data, check=check)
+
+
+def _short(name: str, names: Iterable[str]) -> str:
+    """The last part of a path, or the last two where that is another one's too."""
+    path = Path(name)
+    alike = sum(Path(other).name == path.name for other in names)
+    return path.name if alike == 1 else "/".join(path.parts[-2:])
 
 
 def _by_type(model: Json, values: Tensor) -> dict[str, float]:
