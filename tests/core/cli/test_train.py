@@ -192,8 +192,8 @@ def test_options_of_data(folder: Path, data: list[Atoms]) -> None:
     assert molecules[0]
     assert not set(molecules[0]) & set(molecules[1] + molecules[2])
     model = load_model("run", registry=load_registry()).config
-    assert model.energy_scale == statistics["per_atom_energy_std"]
-    assert model.avg_num_neighbors == statistics["avg_num_neighbors_per_type"]
+    assert model["energy_scale"] == statistics["per_atom_energy_std"]
+    assert model["avg_num_neighbors"] == statistics["avg_num_neighbors_per_type"]
     assert not Path("run/steps.csv").exists()
 
 
