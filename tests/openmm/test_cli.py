@@ -91,7 +91,6 @@ def test_the_same_seed_gives_the_same_run(model, water_box, tmp_path):
         (["--platform", "Quantum"], "OpenMM has no platform 'Quantum' here. There are Reference, CPU"),
         (["--timestep", "0"], "timestep must be above 0 fs"),
         (["--types", "H=O"], "'H' can not be 'O'"),
-        (["--backend", "torchforce"], "openmm-torch is not installed"),
         (["--trajectory", "no/such/folder/x.dcd"], "Can not write no/such/folder/x.dcd"),
         (["--device", "cuda:9"], "There is no device 'cuda:9'"),
     ],
