@@ -68,7 +68,7 @@ def main() -> None:
     parser.add_argument("model", type=Path)
     parser.add_argument("system", type=Path)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--steps", type=int, default=20000)
+    parser.add_argument("--steps", type=int, default=10000)
     parser.add_argument("--platform", default="CPU")
     options = parser.parse_args()
 
