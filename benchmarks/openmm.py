@@ -1,0 +1,99 @@
+"""Molecular dynamics of water in OpenMM: our backends, and openmm-ml's `nequip` potential with the published package.
+
+python benchmarks/openmm.py [--device cuda] [--theirs PYTHON] [--their-path FOLDER] [--out FILE.csv] [--tiny]
+    [--sides python,torchforce,theirs] [--atoms 774 5000] [--models nequip_md]
+
+All sides of a case have the same weights and structure and take turns. `step_ms` is a step of 0.5 fs; `call_ms` a call
+of the compiled model with a graph that is there, and `overhead_percent` what a step takes beyond it. The interpreter of
+--theirs, or the folder of --their-path, has nequip, openmm and openmmml.
+
+On a GPU, with the wheels openmm 8.6.1, openmm-cuda-13 and acellera-openmmtorch-cu13 1.10 in a folder, torch 2.11:
+
+    pip install --no-index --no-deps WHEELS/*.whl && python benchmarks/openmm.py --device cuda --out openmm.csv
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent / "peers"))
+sys.path.remove(str(Path(__file__).parent))  # where this file would be taken for the package openmm
+from openmm import app, unit
+from our_calls import package
+from sides import Program, compare, hardware, start, write
+
+from nequip_core.cli.main import main as nequip
+
+FIGURES = ("step_ms", "ns_per_day", "call_ms", "overhead_percent")
+TYPES = ["H", "O"]
+
+
+def water(atoms: int, path: Path) -> None:
+    """A box of water at its density, as a PDB file."""
+    modeller = app.Modeller(app.Topology(), [] * unit.nanometer)
+    modeller.addSolvent(app.ForceField("tip3p.xml"), numAdded=max(1, round(atoms / 3)))
+    with path.open("w") as file:
+        app.PDBFile.writeFile(modeller.topology, modeller.positions, file)
+
+
+def prepare(model: str, atoms: int, folder: Path, device: str, them: Program | None) -> None:
+    """system.pdb and model.nequip.pt2 for us; last.ckpt of the same weights for them."""
+    folder.mkdir()
+    water(atoms, folder / "system.pdb")
+    source = folder / "model.nequip.zip"
+    if them is None:
+        package(model, TYPES, source)
+    else:
+        command = [them.python, str(Path(__file__).parent / "peers" / them.script), "make", model, str(folder)]
+        environment = os.environ | ({"PYTHONPATH": them.path} if them.path else {})
+        subprocess.run(command, check=True, env=environment, stdout=sys.stderr)
+        if nequip(["convert", str(folder / "last.ckpt"), str(source)]):
+            sys.exit("their checkpoint could not be converted")
+    if nequip(["compile", str(source), str(folder / "model.nequip.pt2"), "--target", "openmm", "--device", device]):
+        sys.exit("the model could not be compiled")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--theirs", default="", help="interpreter with the published package, openmm and openmmml")
+    parser.add_argument("--their-path", default="", help="folder of these, if they are not installed there")
+    parser.add_argument("--sides", default="python,torchforce,theirs", help="the first is compared with the others")
+    parser.add_argument("--models", nargs="+", default=["nequip_md"])
+    parser.add_argument("--atoms", nargs="+", type=int, default=[774, 5000])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--tiny", action="store_true", help="a small model and few atoms, to try this script")
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    known = {
+        "python": Program(sys.executable, "our_openmm.py", "python"),
+        "torchforce": Program(sys.executable, "our_openmm.py", "torchforce"),
+        "theirs": Program(options.theirs or sys.executable, "their_openmm.py", "openmmml", options.their_path),
+    }
+    wanted = options.sides.split(",")
+    if "theirs" in wanted and not (options.theirs or options.their_path):
+        print("The published package is not here: --theirs names its interpreter.", flush=True)
+        wanted.remove("theirs")
+    programs = {name: known[name] for name in wanted}
+    rows: list[dict[str, object]] = []
+    for model in ["nequip_tiny"] if options.tiny else options.models:
+        for atoms in [81] if options.tiny else options.atoms:
+            with tempfile.TemporaryDirectory() as name:
+                folder = Path(name) / f"water_{atoms}"
+                prepare(model, atoms, folder, options.device, programs.get("theirs"))
+                case = model, str(folder)
+                sides = start(programs, case, options.device, options.threads)
+                remarks = {"hardware": hardware(options.device, options.threads)}
+                found = compare(sides, case, FIGURES, options.rounds, remarks)
+            rows += [{**row, "system": folder.name} for row in found]
+            write(options.out, rows)
+
+
+if __name__ == "__main__":
+    main()
