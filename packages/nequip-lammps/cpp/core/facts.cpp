@@ -107,7 +107,7 @@ Facts read_facts(const std::string &file) {
       for (const Json &axis : item["shape"].items) output.shape.push_back(as_text(axis));
       facts.outputs.push_back(output);
     }
-    for (const char *name : {"atomic_energy", "forces", "virial", "atomic_virial"})
+    for (const char *name : required_outputs)
       if (facts.output(name) < 0) throw std::runtime_error(std::string("it has no output ") + name);
     return facts;
   } catch (const std::runtime_error &error) {

@@ -7,6 +7,9 @@
 
 namespace nequip {
 
+// What every model of target lammps gives, in this order below.
+inline constexpr const char *required_outputs[] = {"atomic_energy", "forces", "virial", "atomic_virial"};
+
 struct Output {
   std::string name;
   std::vector<std::string> shape;  // names of axes or numbers

@@ -337,14 +337,16 @@ void HostList::renew_inner(Block &block) {
 bool HostList::place(Block &block) {
   const int64_t points = (int64_t) block.point_atom.size();
   double *positions = block.positions.data(), farthest2 = 0;
-  for (int64_t n = 0; n < points; ++n)
+  block.listed_at.resize(3 * points);
+  const double *before = block.listed_at.data();
+  for (int64_t n = 0; n < points; ++n) {
     std::copy_n(atoms_.positions + 3 * (int64_t) block.point_atom[n], 3, positions + 3 * n);
+    farthest2 = std::max(farthest2, distance2(before + 3 * n, positions + 3 * n));
+  }
   for (size_t n = 0; n < block.node_point.size(); ++n)
     std::copy_n(positions + 3 * (int64_t) block.node_point[n], 3, &block.node_positions[3 * n]);
-  if (!block.fresh) return true;
-  for (int64_t n = 0; n < points; ++n) farthest2 = std::max(farthest2, distance2(&block.listed_at[3 * n], positions + 3 * n));
   const double half = std::min(margin, skin_) / 2;
-  return farthest2 > half * half;
+  return !block.fresh || farthest2 > half * half;
 }
 
 Inputs HostList::inputs(int64_t which) {

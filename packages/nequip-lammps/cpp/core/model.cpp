@@ -10,10 +10,11 @@
 #include <ATen/core/grad_mode.h>
 #include <c10/core/DeviceGuard.h>
 #include <c10/core/impl/DeviceGuardImplInterface.h>
-#include <dlfcn.h>
 
 #include <algorithm>
+#include <array>
 #include <chrono>
+#include <cmath>
 #include <cstdlib>
 #include <stdexcept>
 
@@ -173,27 +174,75 @@ void Model::compute(nequip_step &step) {
   times_.all += now() - start;
 }
 
-void Model::evaluate(nequip_step &step) {
-  static const char *const names[] = {"atomic_energy", "forces", "virial", "atomic_virial"};
-  int64_t place[4];
-  for (int k = 0; k < 4; ++k) place[k] = facts_.output(names[k]);
-  const bool cpu = device_.is_cpu();
-  const auto reals = at::TensorOptions(at::kDouble).device(device_);
-  at::Tensor forces, energy, virial = at::zeros({3, 3}, reals), of_atoms;
-  if (cpu) {
-    forces = at::from_blob(step.forces, {step.all, 3}, at::kDouble);
-    if (step.atomic_virial) of_atoms = at::from_blob(step.atomic_virial, {step.all, 9}, at::kDouble);
-  } else {
-    forces = at::zeros({step.all, 3}, reals);
-    if (step.atomic_virial) of_atoms = at::zeros({step.all, 9}, reals);
+// The sums of a block's results with those of other blocks, on the device until the last. A node occurs once in a block,
+// so that each sum is in the blocks' order: the same at every repeat.
+class Model::Sums {
+ public:
+  Sums(nequip_step &step, at::Device device) : step_(step), reals_(at::TensorOptions(at::kDouble).device(device)) {
+    if (device.is_cpu()) return;
+    forces_ = at::zeros({step.all, 3}, reals_);
+    virial_ = at::zeros({3, 3}, reals_);
+    if (step.atomic_virial) of_atoms_ = at::zeros({step.all, 9}, reals_);
+    if (step.atomic_energy) energy_ = at::zeros({step.all}, reals_);
   }
-  if (step.atomic_energy) energy = at::zeros({step.all}, reals);
+
+  void add(const at::Tensor &nodes, const at::Tensor &local, const std::array<at::Tensor, 4> &results) {
+    const auto &[energy, forces, virial, of_atoms] = results;
+    if (!forces_.defined()) return add_here(nodes, local, results);
+    const at::Tensor where = nodes.to(forces_.device()), mine = local.to(forces_.device());
+    forces_.index_add_(0, where, forces, step_.scale);
+    virial_.add_(virial.sum(0), step_.scale);
+    if (energy_.defined()) energy_.index_add_(0, where, at::where(mine, energy, 0.0), step_.scale);
+    if (of_atoms_.defined()) of_atoms_.index_add_(0, where, of_atoms.reshape({-1, 9}), step_.scale);
+  }
+
+  // To the caller's memory; waits for the device.
+  void finish() {
+    if (!forces_.defined()) return;
+    add_rows(forces_.cpu(), step_.forces);
+    add_rows(virial_.cpu(), step_.virial);
+    if (of_atoms_.defined()) add_rows(of_atoms_.cpu(), step_.atomic_virial);
+    if (energy_.defined()) add_rows(energy_.slice(0, 0, step_.local).cpu(), step_.atomic_energy);
+  }
+
+ private:
+  static void add_rows(const at::Tensor &from, double *to) {
+    const double *values = from.const_data_ptr<double>();
+    for (int64_t k = 0; k < from.numel(); ++k) to[k] += values[k];
+  }
+
+  // On the CPU at once, in loops that cost nothing beside the model.
+  void add_here(const at::Tensor &nodes, const at::Tensor &local, const std::array<at::Tensor, 4> &results) {
+    const int64_t *atom = nodes.const_data_ptr<int64_t>();
+    const bool *mine = local.const_data_ptr<bool>();
+    std::array<at::Tensor, 4> rows;
+    for (size_t k = 0; k < 4; ++k) rows[k] = results[k].contiguous();
+    const double *energy = rows[0].const_data_ptr<double>(), *force = rows[1].const_data_ptr<double>(),
+                 *virial = rows[2].const_data_ptr<double>(), *of_atoms = rows[3].const_data_ptr<double>();
+    const double scale = step_.scale;
+    for (int k = 0; k < 9; ++k) step_.virial[k] += scale * virial[k];
+    for (int64_t n = 0; n < nodes.size(0); ++n) {
+      double *to = step_.forces + 3 * atom[n];
+      for (int k = 0; k < 3; ++k) to[k] += scale * force[3 * n + k];
+      if (step_.atomic_energy && mine[n]) step_.atomic_energy[atom[n]] += scale * energy[n];
+      if (step_.atomic_virial)
+        for (int k = 0; k < 9; ++k) step_.atomic_virial[9 * atom[n] + k] += scale * of_atoms[9 * n + k];
+    }
+  }
+
+  nequip_step &step_;
+  at::TensorOptions reals_;
+  at::Tensor forces_, virial_, of_atoms_, energy_;
+};
+
+void Model::evaluate(nequip_step &step) {
+  std::array<int64_t, 4> place;
+  for (size_t k = 0; k < 4; ++k) place[k] = facts_.output(required_outputs[k]);
   step.centers = list_->centers();
   step.blocks = list_->blocks();
-  const bool measure = choose_ && !cpu && list_->blocks() > 1;
+  const bool measure = choose_ && !device_.is_cpu() && list_->blocks() > 1;
   if (measure) at::accelerator::resetPeakStats(device_.index());
-
-  // A node occurs once in a block, so that each sum below is in the blocks' order: the same at every repeat.
+  Sums sums(step, device_);
   for (int64_t b = 0; b < list_->blocks(); ++b) {
     double start = now();
     const Inputs inputs = list_->inputs(b);
@@ -203,40 +252,29 @@ void Model::evaluate(nequip_step &step) {
     const auto outputs = run(inputs);
     times_.model += now() - start;
     start = now();
-    const at::Tensor nodes = list_->nodes(b).to(device_), local = inputs.local.to(device_);
-    forces.index_add_(0, nodes, outputs[place[1]], step.scale);
-    virial.add_(outputs[place[2]].sum(0), step.scale);
-    if (energy.defined())
-      energy.index_add_(0, nodes, at::where(local, outputs[place[0]], 0.0), step.scale);
-    if (of_atoms.defined()) of_atoms.index_add_(0, nodes, outputs[place[3]].reshape({-1, 9}), step.scale);
-    for (auto &[name, kept] : kept_) {
-      const at::Tensor output = outputs[kept.place].to(at::kCPU, at::kDouble);
-      if (!kept.rows) {
-        kept.sum.add_(output.reshape({-1, kept.length}).sum(0));
-        continue;
-      }
-      // Of rows that are not sums over edges, only those of the block's own atoms mean something.
-      auto rows = output.reshape({-1, kept.length});
-      if (name == "atomic_energy") rows = rows * local.to(at::kCPU).unsqueeze(1);
-      kept.sum.index_add_(0, list_->nodes(b).to(at::kCPU), rows);
-    }
+    sums.add(list_->nodes(b), inputs.local,
+             {outputs[place[0]], outputs[place[1]], outputs[place[2]], outputs[place[3]]});
+    keep_outputs(b, inputs, outputs);
     times_.edges += now() - start;
   }
   const double start = now();
-  if (!cpu) {
-    const at::Tensor down = forces.cpu();  // waits for the device
-    const double *from = down.data_ptr<double>();
-    for (int64_t k = 0; k < 3 * (int64_t) step.all; ++k) step.forces[k] += from[k];
-    if (of_atoms.defined()) std::copy_n(of_atoms.cpu().data_ptr<double>(), of_atoms.numel(), step.atomic_virial);
-  }
-  if (energy.defined()) {
-    const at::Tensor down = energy.cpu();
-    std::copy_n(down.data_ptr<double>(), step.local, step.atomic_energy);
-  }
-  const at::Tensor sum = virial.cpu();
-  std::copy_n(sum.data_ptr<double>(), 9, step.virial);
+  sums.finish();
   times_.edges += now() - start;
   if (measure) choose_block(step);
+}
+
+void Model::keep_outputs(int64_t block, const Inputs &inputs, const std::vector<at::Tensor> &outputs) {
+  for (auto &[name, kept] : kept_) {
+    const at::Tensor rows = outputs[kept.place].to(at::kCPU, at::kDouble).reshape({-1, kept.length});
+    if (!kept.rows) {
+      kept.sum.add_(rows.sum(0));
+      continue;
+    }
+    // Energies are of the block's own atoms; other rows are sums over edges, and so are ghosts'.
+    const bool own = name == required_outputs[0];
+    kept.sum.index_add_(0, list_->nodes(block).to(at::kCPU),
+                        own ? rows * inputs.local.to(at::kCPU).unsqueeze(1) : rows);
+  }
 }
 
 // As many centres at once as fit, from what the first blocks took.

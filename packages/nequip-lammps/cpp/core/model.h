@@ -24,6 +24,7 @@ class Model {
   const double *kept(const std::string &name) const;
 
  private:
+  class Sums;
   struct Kept {
     int64_t place, length;
     bool rows;
@@ -33,6 +34,7 @@ class Model {
   void list(const nequip_step &);
   void evaluate(nequip_step &);
   std::vector<at::Tensor> run(const Inputs &);
+  void keep_outputs(int64_t block, const Inputs &, const std::vector<at::Tensor> &outputs);
   void choose_block(const nequip_step &);
 
   Facts facts_;

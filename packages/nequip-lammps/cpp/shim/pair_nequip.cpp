@@ -117,6 +117,7 @@ void PairNequip::open_model(const std::string &file) {
   if (model_) {
     core_->close(model_);
     model_ = nullptr;
+    told_ = {};
   }
   file_ = file;
   std::string why;
@@ -403,6 +404,21 @@ void PairNequip::say_work(const nequip_step &step) {
     error->warning(FLERR, "pair_style " + name_ + ": " + number(ratio, "%.1f") +
                               " times as many atoms are computed as there are, because each process computes its "
                               "ghosts too; use fewer processes, a larger system, or a strictly local model (Allegro)");
+}
+
+// At the end of a run: where the time of this process went.
+void PairNequip::finish() {
+  if (comm->me != 0 || !model_) return;
+  nequip_times now;
+  core_->get_times(model_, &now);
+  const double steps = (double) (now.steps - told_.steps);
+  if (steps == 0) return;
+  const auto each = [steps](double before, double after) { return number(1e3 * (after - before) / steps, "%.4g"); };
+  utils::logmesg(lmp, "pair_style " + name_ + ": ms per evaluation: model " + each(told_.model, now.model) +
+                          ", edges and results " + each(told_.edges, now.edges) + ", lists " +
+                          each(told_.list, now.list) + " (" + std::to_string(now.builds - told_.builds) +
+                          " in " + number(steps, "%.0f") + " evaluations)\n");
+  told_ = now;
 }
 
 double PairNequip::memory_usage() {

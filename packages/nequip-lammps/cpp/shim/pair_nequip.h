@@ -19,6 +19,7 @@ class PairNequip : public LAMMPS_NS::Pair {
   void init_style() override;
   double init_one(int, int) override;
   void compute(int, int) override;
+  void finish() override;
   double memory_usage() override;
   int pack_reverse_comm(int, int, double *) override;
   void unpack_reverse_comm(int, int *, double *) override;
@@ -62,6 +63,7 @@ class PairNequip : public LAMMPS_NS::Pair {
   LAMMPS_NS::bigint builds_ = -1;   // of LAMMPS' lists when ours was made
   int local_ = -1, all_ = -1;
   bool say_work_ = false;
+  nequip_times told_{};             // when times were last told
 };
 
 }  // namespace nequip_lammps

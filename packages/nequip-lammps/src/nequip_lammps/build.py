@@ -33,9 +33,6 @@ FLAGS = ("-O2", "-fPIC", "-shared", "-fvisibility=hidden", "-DAT_PER_OPERATOR_HE
 HEADERS = ("pair.h", "compute.h", "atom.h", "comm.h", "neighbor.h", "lammps.h", "force.h", "modify.h", "update.h")
 """Of LAMMPS, that the shim includes; others come with them."""
 
-BUNDLED = Path(__file__).parent / "lib"
-"""The plugin of a binary wheel."""
-
 
 class BuildError(Exception):
     """Why there is no plugin, in one sentence."""
@@ -121,29 +118,17 @@ def cache() -> Path:
 
 
 def fitting_plugin(host: Host) -> Path:
-    """A folder with a shim for this host: of the binary wheel, of the cache, or compiled now.
+    """A folder with a shim for this host: of the cache, or compiled now.
 
     Raises:
         BuildError: there is none and it can not be compiled.
     """
-    name = key(host)
-    if bundled_key() == name:
-        return BUNDLED
-    folder = cache() / name
+    folder = cache() / key(host)
     if not (folder / SHIM).is_file():
         with _locked(folder):
             if not (folder / SHIM).is_file():
                 _compile_into(folder, host, (SHIM,))
     return folder
-
-
-def bundled_key() -> str | None:
-    """Of the plugin in this wheel, None when the wheel is pure."""
-    try:
-        found = json.loads((BUNDLED / ABOUT).read_text())
-    except FileNotFoundError:
-        return None
-    return str(found["key"])
 
 
 def add_core(folder: Path) -> Path:
@@ -249,5 +234,5 @@ def compiler() -> str:
             return found
     raise BuildError(
         f"there is no C++ compiler ({named or 'g++'}), and no compiled plugin for this LAMMPS and torch "
-        f"{version('torch')}; install g++, or a binary wheel of nequip-lammps for them"
+        f"{version('torch')}; install g++ or clang++, or name one by CXX"
     )

