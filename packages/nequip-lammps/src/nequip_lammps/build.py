@@ -34,6 +34,10 @@ HEADERS = ("pair.h", "compute.h", "atom.h", "comm.h", "neighbor.h", "lammps.h", 
 """Of LAMMPS, that the shim includes; others come with them."""
 
 
+BUNDLED = Path(__file__).parent / "lib"
+"""The plugin of a binary wheel."""
+
+
 class BuildError(Exception):
     """Why there is no plugin, in one sentence."""
 
@@ -91,8 +95,8 @@ def torch_folder() -> Path:
     return Path(spec.origin).parent
 
 
-def key(host: Host) -> str:
-    """Names the plugin of a host, this torch and these sources.
+def fit(host: Host) -> str:
+    """Of a host, the minor version of torch and these sources: plugins of the same one are alike.
 
     Raises:
         BuildError: headers or torch are missing.
@@ -105,10 +109,19 @@ def key(host: Host) -> str:
             raise BuildError(f"the headers of LAMMPS are not in {host.headers}: {name} is missing")
     for file in sorted(host.headers.glob("*.h")):
         whole.update(file.read_bytes())
-    torch = torch_folder()
-    text = [host.version, host.integers, host.mpi, str(torch), version("torch"), *FLAGS, SHIM_STANDARD, CORE_STANDARD]
+    torch = ".".join(version("torch").split(".")[:2])
+    text = [host.version, host.integers, host.mpi, torch, *FLAGS, SHIM_STANDARD, CORE_STANDARD]
     whole.update("\n".join(text).encode())
     return whole.hexdigest()[:20]
+
+
+def key(host: Host) -> str:
+    """Names a plugin in the cache: what it fits, and the torch that its core finds.
+
+    Raises:
+        BuildError: headers or torch are missing.
+    """
+    return hashlib.sha256(f"{fit(host)} {torch_folder()} {version('torch')}".encode()).hexdigest()[:20]
 
 
 def cache() -> Path:
@@ -118,17 +131,28 @@ def cache() -> Path:
 
 
 def fitting_plugin(host: Host) -> Path:
-    """A folder with a shim for this host: of the cache, or compiled now.
+    """A folder with a shim for this host: of the binary wheel, of the cache, or compiled now.
 
     Raises:
         BuildError: there is none and it can not be compiled.
     """
+    if bundled_fit() == fit(host):
+        return BUNDLED
     folder = cache() / key(host)
     if not (folder / SHIM).is_file():
         with _locked(folder):
             if not (folder / SHIM).is_file():
                 _compile_into(folder, host, (SHIM,))
     return folder
+
+
+def bundled_fit() -> str | None:
+    """Of the plugin in this wheel; None when the wheel is pure."""
+    try:
+        found = json.loads((BUNDLED / ABOUT).read_text())
+    except FileNotFoundError:
+        return None
+    return str(found["fit"])
 
 
 def add_core(folder: Path) -> Path:
@@ -181,7 +205,7 @@ def _compile_into(folder: Path, host: Host | None, parts: tuple[str, ...]) -> No
             else:
                 _compile_core(work / CORE)
         if host is not None:
-            about = {"key": key(host), **asdict(host), "headers": str(host.headers), "torch": version("torch")}
+            about = {"fit": fit(host), **asdict(host), "headers": str(host.headers), "torch": version("torch")}
             (work / ABOUT).write_text(json.dumps(about, indent=2))
         # The shim last: whoever sees it may use the folder.
         for part in (ABOUT, CORE, SHIM):
@@ -234,5 +258,5 @@ def compiler() -> str:
             return found
     raise BuildError(
         f"there is no C++ compiler ({named or 'g++'}), and no compiled plugin for this LAMMPS and torch "
-        f"{version('torch')}; install g++ or clang++, or name one by CXX"
+        f"{version('torch')}; install g++ or clang++, or a binary wheel of nequip-lammps"
     )

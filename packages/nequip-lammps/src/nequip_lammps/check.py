@@ -128,7 +128,9 @@ def check() -> tuple[bool, str]:
         name = build.key(host)
     except build.BuildError as error:
         return False, f"{error}"
-    if (build.cache() / name / build.SHIM).is_file():
+    if build.bundled_fit() == build.fit(host):
+        state = "the plugin is in the wheel"
+    elif (build.cache() / name / build.SHIM).is_file():
         state = "the plugin is compiled"
     else:
         try:
