@@ -139,24 +139,32 @@ def test_a_model_that_is_gone_or_was_edited(model, tmp_path):
     assert [steps for _, steps in said] == ["0", "0"]
 
 
-def of_another_torch(model: Path, path: Path) -> Path:
-    """The same file, which says that it was compiled with torch 2.9."""
+def changed(model: Path, path: Path, **metadata: str) -> Path:
+    """The same file, which says something else of itself."""
     with zipfile.ZipFile(model) as old, zipfile.ZipFile(path, "w") as new:
         for name in old.namelist():
             content = old.read(name)
             if name.endswith("_metadata.json"):
                 outer = json.loads(content)
                 inner = json.loads(outer["nequip"])
-                inner["torch"] = "2.9.1"
+                inner.update(metadata)
                 content = json.dumps({**outer, "nequip": json.dumps(inner)}).encode()
             new.writestr(name, content)
     return path
 
 
 def test_a_model_compiled_for_another_torch(model, tmp_path):
-    other = of_another_torch(model, tmp_path / "other.nequip.pt2")
+    other = changed(model, tmp_path / "other.nequip.pt2", torch="2.9.1")
     with pytest.raises(openmm.OpenMMException, match=r"compiled for torch 2\.9\.1, but here is "):
         nequip_openmm.python_force(other, topology_of(ice()))
+
+
+def test_a_model_compiled_for_a_device_that_is_not_there(model, tmp_path):
+    other = changed(model, tmp_path / "other.nequip.pt2", device="cuda", capability="9.0", cuda="13.0")
+    with pytest.raises(openmm.OpenMMException, match=r"There is no device 'cuda'|compiled for"):
+        nequip_openmm.python_force(other, topology_of(ice()))
+    with pytest.raises(openmm.OpenMMException, match="was compiled for device cuda, but here is cpu"):
+        nequip_openmm.python_force(other, topology_of(ice()), device="cpu")
 
 
 def test_files_that_are_none(model, tmp_path):
