@@ -97,9 +97,9 @@ def test_licence_and_citations_leave_the_model_alone(packaged: Make) -> None:
 
 def test_folders_of_data_files_are_left_out(packaged: Make) -> None:
     members = packaged()
-    hashes = {"data.path": {"/home/me/a/x.xyz": "1", "/home/me/b/x.xyz": "2", "y.xyz": "3"}, "isolated": None}
+    hashes = {"data.path": {"/data/me/a/x.xyz": "1", "/home/me/b/x.xyz": "2", "y.xyz": "3"}, "isolated": None}
     check = members.check | {
-        "structures": [one | {"source": "/home/me/a/x.xyz frame 3"} for one in members.check["structures"]]
+        "structures": [one | {"source": "/data/me/a/x.xyz frame 3"} for one in members.check["structures"]]
     }
     found = without_folders(replace(members, data={"sha256": hashes, "n": 1}, check=check))
     assert found.data == {
