@@ -100,6 +100,28 @@ def test_pairs_beyond_the_cutoff_are_left_out(
         torch.testing.assert_close(a, b, rtol=0, atol=0)
 
 
+def test_order_where_one_number_can_not_hold_it(
+    random_structure: Callable[..., Structure], rng: np.random.Generator
+) -> None:
+    """An atom written millions of cells away: edges are in the same order, sorted by columns."""
+    structure = random_structure(rng)
+    pairs = make_vesin(3.0)(structure.positions, structure.cell, structure.pbc)
+    far = np.zeros((len(structure), 3), dtype=np.int64)
+    far[2] = [3_000_000, -3_000_000, 2_000_000]
+    shift = pairs.shift + far[pairs.centre] - far[pairs.neighbor]
+    assert np.prod([float(n) for n in np.ptp(shift, axis=0) + 1]) > 2.0**63
+    graphs = [
+        build_graph(positions, np.zeros(len(structure), np.int64), Pairs(*pairs[:2], moved), structure.cell, UNIFORM)
+        for positions, moved in (
+            (structure.positions, pairs.shift),
+            (structure.positions + far @ structure.cell, shift),
+        )
+    ]
+    check_order(graphs[1])
+    torch.testing.assert_close(graphs[1].edge_index, graphs[0].edge_index, rtol=0, atol=0)
+    torch.testing.assert_close(edge_vectors(graphs[1]), edge_vectors(graphs[0]), rtol=0, atol=1e-7)
+
+
 def test_filter_edges_is_the_smaller_graph(
     random_structure: Callable[..., Structure], rng: np.random.Generator
 ) -> None:
