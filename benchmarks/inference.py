@@ -2,56 +2,76 @@
 packages' eager calls and compiled files, in alternation.
 
 python benchmarks/inference.py [--device cuda] [--out FILE.csv] [--theirs PYTHON] [--their-path FOLDER] [--tiny]
-    [--sides ours,ours_eager,kernels,theirs_eager,theirs,theirs_kernels] [--only WORD]
+    [--sides ours,ours_eager,kernels,theirs_eager,theirs,theirs_kernels] [--only WORD] [--files FOLDER]
 
 `call_ms` is a call with the graph on the device; `step_ms` a step of ASE, with the neighbour list and the way to the
-host and back. The first of --sides is compared with the others; all sides of a case compile at the same time.
+host and back. The first of --sides is compared with the others. All files are compiled first, at the same time; with
+--files they stay, and those that are there are used.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib.util
+import os
 import sys
+import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent / "peers"))
-from sides import Program, compare, hardware, start, write
+from sides import EndedError, Program, compare, hardware, start, write
+from timing import SECONDS
 
 CASES = (
     ("allegro_2", "water_81"),
     ("allegro_2", "water_192"),
     ("allegro_2", "water_1536"),
     ("allegro_2", "water_5184"),
+    ("allegro_2", "water_20577"),
+    ("allegro_3", "water_1536"),
+    ("allegro_3", "water_5184"),
     ("nequip_md", "water_81"),
     ("nequip_md", "water_1536"),
     ("nequip_md", "water_12288"),
+    ("nequip_large", "silicon_8000"),
 )
 ON_CPU = (("allegro_2", "water_192"), ("nequip_md", "water_192"))
 TINY = (("allegro_tiny", "water_81"), ("nequip_tiny", "water_81"))
 FIGURES = ("call_ms", "step_ms", "us_per_atom", "call_mb")
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--theirs", default="", help="interpreter with the published packages")
     parser.add_argument("--their-path", default="", help="folder of the published packages, if they are not installed")
     parser.add_argument("--sides", default="ours,ours_eager,theirs_eager,theirs")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", default="4", help="of timing for each figure of a round")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--only", default="", help="cases whose names hold this word")
     parser.add_argument("--tiny", action="store_true", help="small models, to try this script")
+    parser.add_argument("--files", type=Path, help="folder where compiled files stay")
+    parser.add_argument("--compile-only", action="store_true", help="into --files; measure nothing")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
+    os.environ[SECONDS] = options.seconds
     them = options.theirs or sys.executable
+    folder = tempfile.TemporaryDirectory() if options.files is None else None
+    files = Path(folder.name) if folder else options.files
+    files.mkdir(exist_ok=True)
+
+    def side(python: str, script: str, mode: str, path: str = "") -> Program:
+        return Program(python, script, mode, path, (str(files),))
+
     known = {
-        "ours": Program(sys.executable, "our_calls.py", "file"),
-        "kernels": Program(sys.executable, "our_calls.py", "kernels"),
-        "ours_eager": Program(sys.executable, "our_calls.py", "eager"),
-        "theirs": Program(them, "their_calls.py", "file", options.their_path),
-        "theirs_kernels": Program(them, "their_calls.py", "kernels", options.their_path),
-        "theirs_eager": Program(them, "their_calls.py", "eager", options.their_path),
+        "ours": side(sys.executable, "our_calls.py", "file"),
+        "kernels": side(sys.executable, "our_calls.py", "kernels"),
+        "ours_eager": side(sys.executable, "our_calls.py", "eager"),
+        "theirs": side(them, "their_calls.py", "file", options.their_path),
+        "theirs_kernels": side(them, "their_calls.py", "kernels", options.their_path),
+        "theirs_eager": side(them, "their_calls.py", "eager", options.their_path),
     }
     wanted = options.sides.split(",")
     if not (options.theirs or options.their_path or importlib.util.find_spec("nequip")):
@@ -61,11 +81,35 @@ def main() -> None:
     usual = CASES if options.device == "cuda" else ON_CPU
     cases = [case for case in (TINY if options.tiny else usual) if options.only in " ".join(case)]
     remarks = {"hardware": hardware(options.device, options.threads)}
+    failed = compile_all(programs, cases, options)
+    if options.compile_only:
+        return bool(failed)
     rows = []
     for case in cases:
-        rows += compare(start(programs, case, options.device, options.threads), case, FIGURES, options.rounds, remarks)
+        able = {name: program for name, program in programs.items() if (name, case[0]) not in failed}
+        rows += compare(start(able, case, options.device, options.threads), case, FIGURES, options.rounds, remarks)
         write(options.out, rows)
+    return bool(failed)
+
+
+def compile_all(
+    programs: dict[str, Program], cases: Sequence[tuple[str, str]], options: argparse.Namespace
+) -> set[tuple[str, str]]:
+    """Write the files of all models, at the same time; the (side, model) that failed, which are then left out."""
+    made = {name: program for name, program in programs.items() if program.mode != "eager"}
+    first = {model: (model, system) for model, system in reversed(cases)}
+    sides = {model: start(made, case, options.device, options.threads) for model, case in first.items()}
+    failed = set()
+    for model, of_model in sides.items():
+        for name, one in of_model.items():
+            try:
+                print(f"{model} {name} is compiled: {one.figures()}", flush=True)
+                one.end()
+            except EndedError as error:
+                print(f"{model} without {name}: {error}", flush=True)
+                failed.add((name, model))
+    return failed
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

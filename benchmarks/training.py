@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import os
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent / "peers"))
 from sides import Program, compare, hardware, start, write
+from timing import SECONDS
 
 CASES = (("allegro_64", "molecules_32x30"), ("nequip_64", "molecules_32x30"))
 TINY = (("allegro_tiny", "molecules_4x8"), ("nequip_tiny", "molecules_4x8"))
@@ -27,15 +29,20 @@ def main() -> None:
     parser.add_argument("--theirs", default="", help="interpreter with the published packages")
     parser.add_argument("--their-path", default="", help="folder of the published packages, if they are not installed")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", default="4", help="of timing for each figure of a round")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--only", default="", help="cases whose names hold this word")
     parser.add_argument("--tiny", action="store_true", help="small models, to try this script")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
+    os.environ[SECONDS] = options.seconds
     programs = {
         "ours": Program(sys.executable, "ours.py", "compiled"),
-        "ours, eager": Program(sys.executable, "ours.py", "eager"),
+        "ours, no kernels": Program(sys.executable, "ours.py", "compiled-reference"),
+        "ours, eager, no kernels": Program(sys.executable, "ours.py", "eager-reference"),
     }
+    if options.device == "cpu":  # where there are none
+        del programs["ours, no kernels"]
     if options.theirs or options.their_path or importlib.util.find_spec("nequip"):
         programs["theirs"] = Program(options.theirs or sys.executable, "theirs.py", "compiled", options.their_path)
     else:

@@ -6,9 +6,11 @@ python benchmarks/peers/compare.py OUR_PYTHON THEIR_PYTHON [--rounds 5] [--threa
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 
 from sides import Program, compare, hardware, start, write
+from timing import SECONDS
 
 CASES = {
     "cpu": (
@@ -32,16 +34,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("ours")
     parser.add_argument("theirs")
+    parser.add_argument("--their-path", default="", help="folder of the published packages, if they are not installed")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--device", default="cpu", choices=list(CASES))
+    parser.add_argument("--mode", default="eager", choices=("eager", "eager-reference"), help="with our kernels or not")
+    parser.add_argument("--seconds", default="4", help="of timing for each figure of a round")
     parser.add_argument("--hardware", default="", help="for the table")
     parser.add_argument("--only", default="", help="cases whose names hold this word")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
+    os.environ[SECONDS] = options.seconds
     programs = {
-        "ours": Program(options.ours, "ours.py", "eager"),
-        "theirs": Program(options.theirs, "theirs.py", "eager"),
+        "ours": Program(options.ours, "ours.py", options.mode),
+        "theirs": Program(options.theirs, "theirs.py", "eager", options.their_path),
     }
     remarks = {"hardware": options.hardware or hardware(options.device, options.threads)}
     rows = []

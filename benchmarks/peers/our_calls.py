@@ -55,16 +55,20 @@ def package(model_name: str, types: list[str], path: Path) -> None:
     write_package(path, members)
 
 
-def main(model_name: str, name: str, threads: int, device: str, mode: str) -> None:
+def main(model_name: str, name: str, threads: int, device: str, mode: str, files: str) -> None:
     torch.set_num_threads(threads)
     registry = load_registry()
-    folder = tempfile.TemporaryDirectory()
-    source, file = Path(folder.name) / "model.nequip.zip", Path(folder.name) / "model.nequip.pt2"
-    package(model_name, TYPES[name], source)
+    types = TYPES[name]
+    file = Path(files) / f"ours_{model_name}_{''.join(types)}_{mode}_{device}.nequip.pt2"
     start = time.perf_counter()
-    loaded = load_model(source, device=device, kernels=KERNELS[mode])
+    if mode == "eager" or not file.exists():
+        with tempfile.TemporaryDirectory() as folder:
+            source = Path(folder) / "model.nequip.zip"
+            package(model_name, types, source)
+            loaded = load_model(source, device=device, kernels=KERNELS[mode])
+        if mode != "eager":
+            compile_model(loaded, registry.targets["ase"], file, registry, say=lambda text: None)
     if mode != "eager":
-        compile_model(loaded, registry.targets["ase"], file, registry, say=lambda text: None)
         loaded = load_model(file, device=device)
     first_s = time.perf_counter() - start
 
@@ -102,4 +106,4 @@ def main(model_name: str, name: str, threads: int, device: str, mode: str) -> No
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4], sys.argv[5])
+    main(sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4], sys.argv[5], sys.argv[6])

@@ -1,4 +1,4 @@
-"""Training step, eager or compiled, and evaluation of nequip-core; see sides.py."""
+"""Training step and evaluation of nequip-core: eager or compiled, with kernels or `-reference`; see sides.py."""
 
 from __future__ import annotations
 
@@ -39,7 +39,9 @@ def main(model_name: str, name: str, threads: int, device: str, mode: str) -> No
         avg_num_neighbors=20.0,
         **MODELS[model_name],
     )
-    model = build_model(entry, config, Ops(registry.kernels, device=device)).to(device)
+    request = "reference" if mode.endswith("reference") else "auto"
+    ops = Ops(registry.kernels, request=request, device=device)
+    model = build_model(entry, config, ops).to(device)
     frames = SYSTEMS[name]()
     info = model.info
     type_map = TypeMap(info.types, info.elements)
@@ -59,8 +61,9 @@ def main(model_name: str, name: str, threads: int, device: str, mode: str) -> No
     def loss_of(batch: Batch) -> torch.Tensor:
         return loss(potential(batch.graph), batch)
 
+    compiling = mode.startswith("compiled")
     start = time.perf_counter()
-    if mode == "compiled":
+    if compiling:
         ghost = Ghost(0.5 * info.cutoff)
         sizes = sample_sizes(len(dataset), float(dataset.atoms.mean()), float(dataset.edges.mean()))
         dump = Path(tempfile.gettempdir()) / "deviation.safetensors"
@@ -84,7 +87,7 @@ def main(model_name: str, name: str, threads: int, device: str, mode: str) -> No
 
     def measure() -> dict[str, float]:
         figures: dict[str, float] = {}
-        if mode == "eager":
+        if not compiling:
             start_memory(device)
             figures |= {"evaluate_ms": median_ms(evaluate, device), "evaluate_mb": peak_memory_mb(device)}
         start_memory(device)
@@ -94,7 +97,8 @@ def main(model_name: str, name: str, threads: int, device: str, mode: str) -> No
         first_s=first_s,
         edges=batch.graph.edge_shift.shape[0],
         parameters=sum(p.numel() for p in model.parameters()),
-        compiled=compiled.report() if mode == "compiled" else None,
+        compiled=compiled.report() if compiling else None,
+        kernels={op: about["chosen"] for op, about in ops.report.items()},
     )
     answer(measure)
 

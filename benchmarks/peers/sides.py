@@ -7,7 +7,6 @@ import itertools
 import json
 import os
 import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,14 +23,20 @@ class Program(NamedTuple):
     Attributes:
         python: interpreter.
         script: ours.py or theirs.py.
-        mode: eager or compiled.
+        mode: what to measure; the script says what there is.
         path: folder where its packages are, if they are not installed.
+        words: further arguments of the script.
     """
 
     python: str
     script: str
     mode: str
     path: str = ""
+    words: tuple[str, ...] = ()
+
+
+class EndedError(RuntimeError):
+    """A side ended before it answered."""
 
 
 class Side:
@@ -39,6 +44,7 @@ class Side:
 
     def __init__(self, program: Program, case: tuple[str, str], device: str, threads: int) -> None:
         command = [program.python, str(HERE / program.script), *case, str(threads), device, program.mode]
+        command += program.words
         environment = os.environ | ({"PYTHONPATH": program.path} if program.path else {})
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
@@ -51,7 +57,7 @@ class Side:
             if line.startswith("{"):
                 found: dict[str, float] = json.loads(line)
                 return found
-        sys.exit(f"{' '.join(map(str, self.process.args))} ended with code {self.process.wait()}; see above")
+        raise EndedError(f"{' '.join(map(str, self.process.args))} ended with code {self.process.wait()}; see above")
 
     def measure(self) -> dict[str, float]:
         """Now, while the other sides wait."""
@@ -77,6 +83,8 @@ def compare(
 ) -> list[dict[str, object]]:
     """A row for each figure and each side that is compared with the first one.
 
+    A side that ends (for want of memory, say) is named and left out.
+
     Args:
         sides: started ones.
         case: model and system.
@@ -84,13 +92,28 @@ def compare(
         rounds: in each of which every side measures once.
         remarks: further columns.
     """
+    going: dict[str, Side] = {}
     for name, side in sides.items():
-        print(" ".join(case), name, "is ready:", side.figures(), flush=True)
-    measured = [{name: side.measure() for name, side in sides.items()} for _ in range(rounds)]
-    for side in sides.values():
+        try:
+            print(" ".join(case), name, "is ready:", side.figures(), flush=True)
+            going[name] = side
+        except EndedError as error:
+            print(" ".join(case), f"without {name}: {error}", flush=True)
+    measured: list[dict[str, dict[str, float]]] = []
+    for _ in range(rounds):
+        measured.append({})
+        for name, side in list(going.items()):
+            try:
+                measured[-1][name] = side.measure()
+            except EndedError as error:
+                print(" ".join(case), f"without {name}: {error}", flush=True)
+                del going[name]
+    for side in going.values():
         side.end()
-    first, *others = sides
+    first, *others = going
     rows: list[dict[str, object]] = []
+    if not others:  # nothing to compare with: itself
+        others = [first]
     for figure, other in itertools.product(figures, others):
         ours, theirs = (np.array([one[name][figure] for one in measured]) for name in (first, other))
         ratio = theirs / ours

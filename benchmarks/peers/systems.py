@@ -24,14 +24,22 @@ MODELS = {
     "allegro_64": ALLEGRO | {"num_layers": 2, "num_scalar_features": 64, "cutoff": 5.0},
     "nequip_64": NEQUIP | {"num_layers": 4, "num_features": 64},
     "nequip_md": NEQUIP | {"num_features": 64},
+    "nequip_large": {
+        "num_layers": 6,
+        "l_max": 3,
+        "parity": False,
+        "num_features": [128, 64, 32, 32],
+        "cutoff": 6.0,
+        "type_embedding_dim": 32,
+    },
     "allegro_tiny": ALLEGRO | {"num_layers": 1, "l_max": 1, "num_scalar_features": 8, "num_tensor_features": 4},
     "nequip_tiny": NEQUIP | {"num_layers": 1, "l_max": 1, "num_features": 4},
 }
 
 
-def silicon() -> list[Atoms]:
-    """64 atoms, 28 neighbours each: the structure of examples/si.yaml."""
-    atoms = bulk("Si", cubic=True) * (2, 2, 2)
+def silicon(side: int = 2) -> list[Atoms]:
+    """8 side^3 atoms, 28 neighbours each: the structure of examples/si.yaml."""
+    atoms = bulk("Si", cubic=True) * (side, side, side)
     atoms.rattle(0.1, seed=1)
     return [atoms]
 
@@ -78,6 +86,7 @@ def globules(count: int = 32, atoms: int = 30) -> list[Atoms]:
 
 SYSTEMS = {
     "silicon_64": silicon,
+    "silicon_8000": partial(silicon, 10),
     "ethanol_5x9": molecules,
     **{f"water_{3 * side**3}": partial(water, side) for side in (3, 4, 8, 12, 16, 19)},
     "molecules_32x30": globules,
@@ -85,6 +94,7 @@ SYSTEMS = {
 }
 TYPES = {
     "silicon_64": ["Si"],
+    "silicon_8000": ["Si"],
     "ethanol_5x9": ["H", "C", "O"],
     **{name: ["H", "O"] for name in SYSTEMS if name.startswith("water")},
     "molecules_32x30": ["H", "C", "O"],

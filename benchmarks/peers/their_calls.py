@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -28,6 +29,9 @@ MODIFIERS = {
 }
 """By mode and architecture."""
 
+SMALL = {"water": "water_192", "silicon": "silicon_64"}
+"""What their trainer sees, for a system of any size."""
+
 
 def model_config(model_name: str, types: list[str]) -> dict[str, Any]:
     settings = dict(MODELS[model_name])
@@ -40,6 +44,8 @@ def model_config(model_name: str, types: list[str]) -> dict[str, Any]:
         "per_type_energy_scales": 1.0,
         "per_type_energy_shifts": -1.0,
     }
+    if "type_embedding_dim" in settings:
+        settings["type_embed_num_features"] = settings.pop("type_embedding_dim")
     if model_name.startswith("nequip"):
         return {"_target_": "nequip.model.NequIPGNNModel", **common, **settings}
     embed = {"_target_": "allegro.nn.TwoBodyBesselScalarEmbed", "num_bessels": 8}
@@ -86,27 +92,39 @@ def checkpoint(model_name: str, types: list[str], frames: list[Any]) -> NequIPLi
     return lit
 
 
-def main(model_name: str, name: str, threads: int, device: str, mode: str) -> None:
+def compile_file(model_name: str, mode: str, device: str, file: Path) -> None:
+    """last.ckpt of the current folder by their command."""
+    chosen = MODIFIERS[mode]
+    modifiers = chosen[model_name.partition("_")[0]] if isinstance(chosen, dict) else chosen
+    command = [sys.executable, "-m", "nequip.scripts.compile", "last.ckpt", "model.nequip.pt2"]
+    command += ["--mode", "aotinductor", "--device", device, "--target", "ase"]
+    command += ["--modifiers", *modifiers] if modifiers else []
+    subprocess.run(command, check=True, stdout=sys.stderr, env=os.environ)
+    shutil.copy("model.nequip.pt2", file)
+
+
+def main(model_name: str, name: str, threads: int, device: str, mode: str, files: str) -> None:
     torch.set_num_threads(threads)
     set_global_state()
     types = TYPES[name]
     (atoms,) = SYSTEMS[name]()
     cutoff = MODELS[model_name]["cutoff"]
-    folder = tempfile.TemporaryDirectory()
+    file = Path(files).resolve() / f"theirs_{model_name}_{''.join(types)}_{mode}_{device}.nequip.pt2"
     start = time.perf_counter()
-    with contextlib.chdir(folder.name), contextlib.redirect_stdout(sys.stderr):
-        lit = checkpoint(model_name, types, SYSTEMS[name.partition("_")[0] + "_192"]())
-        calculator = None
-        if mode != "eager":
-            chosen = MODIFIERS[mode]
-            modifiers = chosen[model_name.partition("_")[0]] if isinstance(chosen, dict) else chosen
-            command = [sys.executable, "-m", "nequip.scripts.compile", "last.ckpt", "model.nequip.pt2"]
-            command += ["--mode", "aotinductor", "--device", device, "--target", "ase"]
-            command += ["--modifiers", *modifiers] if modifiers else []
-            subprocess.run(command, check=True, stdout=sys.stderr, env=os.environ)
-            calculator = NequIPCalculator.from_compiled_model(
-                str(Path("model.nequip.pt2").resolve()), device=device, chemical_species_to_atom_type_map=True
-            )
+    if mode == "eager" or not file.exists():
+        with (
+            tempfile.TemporaryDirectory() as folder,
+            contextlib.chdir(folder),
+            contextlib.redirect_stdout(sys.stderr),
+        ):
+            lit = checkpoint(model_name, types, SYSTEMS[SMALL[name.partition("_")[0]]]())
+            if mode != "eager":
+                compile_file(model_name, mode, device, file)
+    calculator = None
+    if mode != "eager":
+        calculator = NequIPCalculator.from_compiled_model(
+            str(file), device=device, chemical_species_to_atom_type_map=True
+        )
     model = calculator.model if calculator else lit.model["sole_model"].to(device).eval()
     graph = compute_neighborlist_(from_ase(atoms), r_max=cutoff)
     graph["atom_types"] = torch.tensor([types.index(s) for s in atoms.get_chemical_symbols()])
@@ -137,4 +155,4 @@ def _to(graph: dict[str, Any], device: str) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4], sys.argv[5])
+    main(sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4], sys.argv[5], sys.argv[6])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -11,12 +12,16 @@ from pathlib import Path
 import numpy as np
 import torch
 
+SECONDS = "BENCHMARK_SECONDS"
+"""Environment variable: of timing for each figure."""
 
-def median_ms(run: Callable[[], None], device: str, seconds: float = 4.0) -> float:
-    """Median time of a call, ms, over about ``seconds`` and at least five calls after three to warm up.
 
-    A call that takes longer than ``seconds`` is made three times, the first to warm up.
+def median_ms(run: Callable[[], None], device: str) -> float:
+    """Median time of a call, ms, over about `SECONDS` (4) and at least five calls after three to warm up.
+
+    A call that takes longer than that is made three times, the first to warm up.
     """
+    seconds = float(os.environ.get(SECONDS, "4"))
     wait = torch.cuda.synchronize if device == "cuda" else lambda: None
     start = time.perf_counter()
     run()

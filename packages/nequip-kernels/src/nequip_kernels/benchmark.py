@@ -118,11 +118,11 @@ class Machine(NamedTuple):
 
 def measure_machine(device: torch.device) -> Machine:
     """A copy of 1 GiB and a product of matrices of 8192."""
-    source = torch.zeros(2**28, device=device)
+    source = torch.randn(2**28, device=device)
     target = torch.empty_like(source)
     copy = seconds(lambda: target.copy_(source))
     del source, target
-    matrix = torch.zeros(8192, 8192, device=device)
+    matrix = torch.randn(8192, 8192, device=device)
     precision = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     product = seconds(lambda: matrix @ matrix)
