@@ -74,10 +74,11 @@ class Allegro(nn.Module):
         self.two_body_mlp = MLP(
             [config.two_body_dim, *config.two_body_mlp, scalars],
             _or_common(config.two_body_nonlinearity, config),
+            ops,
         )
         weights = self.degrees * channels
-        self.tensor_weights = MLP([scalars, (config.l_max + 1) * channels])
-        self.first = MLP([scalars, scalars + weights])
+        self.tensor_weights = MLP([scalars, (config.l_max + 1) * channels], ops=ops)
+        self.first = MLP([scalars, scalars + weights], ops=ops)
         # A single number or one for each type of centre; both become one for each type.
         self.register_buffer("norm", per_type(config.avg_num_neighbors, info.types).rsqrt(), persistent=False)
         self.norm: Tensor
@@ -95,17 +96,19 @@ class Allegro(nn.Module):
         self.latents = nn.ModuleList(
             MLP(
                 [
-                    scalars * (n + 1) + channels,
+                    [*[scalars] * (n + 1), channels],
                     *config.latent_mlp,
                     scalars + (weights if n < config.num_layers - 1 else 0),
                 ],
                 config.nonlinearity,
+                ops,
             )
             for n in range(config.num_layers)
         )
         self.readout = MLP(
-            [scalars * (config.num_layers + 1), *config.readout_mlp, 1],
+            [[scalars] * (config.num_layers + 1), *config.readout_mlp, 1],
             _or_common(config.readout_nonlinearity, config),
+            ops,
         )
 
     def forward(self, graph: Graph, edge_vectors: Float[Tensor, "edges 3"]) -> Float[Tensor, "atoms"]:
@@ -124,9 +127,9 @@ class Allegro(nn.Module):
         for contract, path_weights, network in zip(self.contractions, self.path_weights, self.latents, strict=True):
             tensors, _ = contract(tensors, self._by_degree(of_edges * weights), harmonics, path_weights, graph)
             # Even scalars come first.
-            scalars, weights = self._split(network(torch.cat([*track, tensors[:, 0]], dim=1)))
+            scalars, weights = self._split(network(*track, tensors[:, 0]))
             track.append(scalars)
-        energy = segment_sum(self.readout(torch.cat(track, dim=1)), centre, graph.row_ptr)
+        energy = segment_sum(self.readout(*track), centre, graph.row_ptr)
         return (energy * norm).squeeze(1) * math.sqrt(0.5)
 
     def _split(self, latent: Float[Tensor, "edges outputs"]) -> tuple[Tensor, ...]:

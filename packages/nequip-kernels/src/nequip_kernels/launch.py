@@ -31,6 +31,14 @@ def contiguous(*tensors: Tensor) -> tuple[Tensor, ...]:
     return tuple(_in_memory(tensor.contiguous()) for tensor in tensors)
 
 
+def rows_in_memory(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """As kernels read them that know where the next row begins: a part of the columns of another tensor is no copy."""
+    return tuple(
+        _in_memory(tensor if tensor.shape[1] == 1 or tensor.stride(1) == 1 else tensor.contiguous())
+        for tensor in tensors
+    )
+
+
 def _in_memory(tensor: Tensor) -> Tensor:
     """The same, so that Inductor computes it once.
 

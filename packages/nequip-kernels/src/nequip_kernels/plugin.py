@@ -9,11 +9,18 @@ from nequip_core.plugins.records import KernelEntry, Ref
 
 NEQUIP_PLUGIN_API = 1
 
+OPERATORS = (
+    ("allegro.contract/1", "contraction"),
+    ("nequip.convolution/1", "convolution"),
+    ("scalar_mlp/1", "mlp"),
+)
+"""Each contract, and the folder of its kernels."""
+
 
 @hookimpl
 def nequip_kernels() -> Iterable[KernelEntry]:
     """Kernels in Triton, generated for each model's couplings."""
-    for op, name in (("allegro.contract/1", "contraction"), ("nequip.convolution/1", "convolution")):
+    for op, name in OPERATORS:
         yield KernelEntry(
             name="triton",
             op=op,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -18,6 +19,12 @@ def wanted(ctx: Any, *inputs: int) -> bool:
         inputs: their numbers; tensors all of them, and before all others.
     """
     return any(ctx.needs_input_grad[n] and _is_reached(ctx.next_functions[n][0]) for n in inputs)
+
+
+def reached(ctx: Any, tensors: Iterable[int]) -> bool:
+    """The same of an operator that takes lists of tensors, whose numbers count all tensors of all lists."""
+    functions = (ctx.next_functions[n][0] for n in tensors)
+    return any(function is not None and _is_reached(function) for function in functions)
 
 
 def _is_reached(node: Any) -> bool:

@@ -4,42 +4,48 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-NONLINEARITIES: dict[str, Callable[[Tensor], Tensor]] = {
-    "silu": nn.functional.silu,
-    "mish": nn.functional.mish,
-    "gelu": nn.functional.gelu,
-    "none": lambda x: x,
-}
+from nequip_core.ops.contracts import SCALAR_MLP, ScalarMLPSpec
+from nequip_core.ops.mlp import NONLINEARITIES, ReferenceMLP
+from nequip_core.ops.select import Ops
+
+__all__ = ["MLP", "NONLINEARITIES"]
 
 
 class MLP(nn.Module):
     """Layers alpha W with alpha = gain / sqrt(fan_in): gain 1 for the first layer, sqrt(2) after a nonlinearity.
 
+    In training it is the reference whatever ``ops`` chose: that keeps the hidden layers for the second derivative,
+    which a kernel would compute again (decision 14).
+
     Args:
-        widths: of input, hidden layers and output.
+        widths: of input, hidden layers and output; of the inputs a list if the input comes in several tensors.
         nonlinearity: between layers; none follows the last one.
+        ops: chooses who computes it where it is not trained; default: the reference.
     """
 
-    def __init__(self, widths: Sequence[int], nonlinearity: str = "silu") -> None:
+    def __init__(
+        self, widths: Sequence[int | Sequence[int]], nonlinearity: str = "silu", ops: Ops | None = None
+    ) -> None:
         super().__init__()
-        self.nonlinearity = NONLINEARITIES[nonlinearity]
-        gain = 1.0 if nonlinearity == "none" else math.sqrt(2)
-        pairs = list(itertools.pairwise(widths))
-        self.alphas = [(gain if n else 1.0) / math.sqrt(fan_in) for n, (fan_in, _) in enumerate(pairs)]
+        first, *others = widths
+        *hidden, out = (width for width in others if isinstance(width, int))
+        inputs = (first,) if isinstance(first, int) else tuple(first)
+        self.spec = ScalarMLPSpec(inputs, tuple(hidden), out, nonlinearity)
         self.weights = nn.ParameterList(
-            torch.empty(fan_in, fan_out).uniform_(-math.sqrt(3), math.sqrt(3)) for fan_in, fan_out in pairs
+            torch.empty(fan_in, fan_out).uniform_(-math.sqrt(3), math.sqrt(3))
+            for fan_in, fan_out in itertools.pairwise(self.spec.widths)
         )
+        self.reference = ReferenceMLP(self.spec)
+        self.chosen = self.reference if ops is None else ops.make(SCALAR_MLP, self.spec)
 
-    def forward(self, x: Float[Tensor, "rows inputs"]) -> Float[Tensor, "rows outputs"]:
-        """Applied to each row."""
-        for n, (weight, alpha) in enumerate(zip(self.weights, self.alphas, strict=True)):
-            if n:
-                x = self.nonlinearity(x)
-            x = x @ (alpha * weight)
-        return x
+    def forward(self, *inputs: Float[Tensor, "rows _"]) -> Float[Tensor, "rows outputs"]:
+        """Applied to each row; several tensors are one row side by side."""
+        compute = self.reference if self.training else self.chosen
+        result: Tensor = compute(inputs, list(self.weights))
+        return result

@@ -36,10 +36,25 @@ allegro.contract/1
                    environment_i[m2, u]
 
     Only ``out`` is differentiated: twice with respect to the first four arguments. Deterministic.
+
+scalar_mlp/1
+    A multilayer perceptron without bias, applied to each row of its inputs side by side.
+
+    ``mlp(inputs, weights) -> out``
+
+    inputs   [rows, inputs_n], a sequence of tensors
+    weights  [fan_in, fan_out] of each layer, a sequence of tensors
+    out      [rows, out]
+
+    x_0 = inputs side by side, x_{n+1} = s(alpha_n x_n W_n), and alpha_n x_n W_n of the last layer is the result.
+
+    Differentiable twice with respect to inputs and weights. Deterministic.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -146,6 +161,52 @@ class ContractionSpec:
     def dim_out(self) -> int:
         """Components of the result."""
         return sum(irrep.dim for irrep in self.irreps_out)
+
+
+SCALAR_MLP = "scalar_mlp/1"
+
+
+@dataclass(frozen=True)
+class ScalarMLPSpec:
+    """The widths of a network of scalars and its nonlinearity.
+
+    Attributes:
+        inputs: of the tensors that are its input side by side.
+        hidden: of the hidden layers.
+        out: of the result.
+        nonlinearity: silu, mish, gelu or none; after each layer but the last.
+    """
+
+    inputs: tuple[int, ...]
+    hidden: tuple[int, ...]
+    out: int
+    nonlinearity: str
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Of input, hidden layers and result."""
+        return sum(self.inputs), *self.hidden, self.out
+
+    @property
+    def layers(self) -> int:
+        """Matrices of weights."""
+        return len(self.hidden) + 1
+
+    @property
+    def alphas(self) -> tuple[float, ...]:
+        """gain / sqrt(fan_in) of each layer: gain 1 for the first layer and without nonlinearity, else sqrt(2)."""
+        gain = 1.0 if self.nonlinearity == "none" else math.sqrt(2)
+        return tuple((gain if n else 1.0) / math.sqrt(width) for n, width in enumerate(self.widths[:-1]))
+
+
+class ScalarMLP(Protocol):
+    """The callable of scalar_mlp/1."""
+
+    def __call__(
+        self, inputs: Sequence[Float[Tensor, "rows inputs"]], weights: Sequence[Float[Tensor, "fan_in fan_out"]]
+    ) -> Float[Tensor, "rows out"]:
+        """The last layer's result."""
+        ...
 
 
 class Contraction(Protocol):

@@ -69,8 +69,15 @@ class Ops:
             raise ConfigError(f"kernels: {wanted!r} is no kernel of {op}. Expected auto or one of {sorted(offered)}.")
         if wanted in refused:
             raise ConfigError(f"kernels: {wanted!r} can not compute {op}: {refused[wanted]}. Choose another, or auto.")
-        self.report[op] = {"chosen": wanted, "refused": refused}
+        self._note(op, wanted, refused)
         return offered[wanted].make.load()(spec, self.dtype, self.device)
+
+    def _note(self, op: str, chosen: str, refused: dict[str, str]) -> None:
+        """A model has several of an operator: what is not the reference is named, and every reason."""
+        known = self.report.get(op, {"chosen": chosen, "refused": {}})
+        if chosen == "reference":
+            chosen = known["chosen"]
+        self.report[op] = {"chosen": chosen, "refused": {**refused, **known["refused"]}}
 
     def _wanted(self, op: str) -> str:
         """The entry for an operator in {operator: name}; the contract's number may be left out."""

@@ -73,6 +73,17 @@ def nequip_kernels() -> Iterable[KernelEntry]:
         exportable=True,
         libraries=("torch",),
     )
+    yield KernelEntry(
+        name="reference",
+        op="scalar_mlp/1",
+        make=Ref("nequip_core.ops.mlp:make_mlp"),
+        refuses=Ref("nequip_core.ops.mlp:refuses"),
+        devices=frozenset({"cpu", "cuda"}),
+        dtypes=frozenset({"float32", "float64"}),
+        derivatives=2,
+        exportable=True,
+        libraries=("torch",),
+    )
 
 
 @hookimpl

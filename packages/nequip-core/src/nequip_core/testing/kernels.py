@@ -17,8 +17,15 @@ from torch import Tensor
 from nequip_core.errors import CheckError
 from nequip_core.graph import Graph
 from nequip_core.graph import to as graph_to
-from nequip_core.ops import contraction, reference
-from nequip_core.ops.contracts import ALLEGRO_CONTRACT, NEQUIP_CONVOLUTION, ContractionSpec, ConvolutionSpec
+from nequip_core.ops import contraction, mlp, reference
+from nequip_core.ops.contracts import (
+    ALLEGRO_CONTRACT,
+    NEQUIP_CONVOLUTION,
+    SCALAR_MLP,
+    ContractionSpec,
+    ConvolutionSpec,
+    ScalarMLPSpec,
+)
 from nequip_core.plugins.manager import load_registry
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5}
@@ -30,7 +37,7 @@ LENGTHS = (7, 0, 3, 11, 1, 5)
 
 def check_kernel(
     name: str,
-    spec: ContractionSpec | ConvolutionSpec,
+    spec: ContractionSpec | ConvolutionSpec | ScalarMLPSpec,
     dtype: torch.dtype,
     device: torch.device,
     seed: int = 0,
@@ -44,7 +51,7 @@ def check_kernel(
 
     Args:
         name: of the kernel, as in ``kernels: NAME``. It is made and called whatever it refuses.
-        spec: of a contraction or a convolution.
+        spec: of a contraction, a convolution or a network of scalars, whose rows are the edges.
         dtype: of the kernel.
         device: where it runs.
         seed: of graph and numbers.
@@ -59,29 +66,22 @@ def check_kernel(
     Raises:
         CheckError: one exceeds `TOLERANCE`; the message names it.
     """
-    contracting = isinstance(spec, ContractionSpec)
-    op = ALLEGRO_CONTRACT if contracting else NEQUIP_CONVOLUTION
+    op = _op_of(spec)
     entry = load_registry().kernels.get(f"{op}/{name}")
     if entry is None:
         raise CheckError(f"No installed plugin has a kernel {name!r} of {op}.")
     graph = random_graph(atoms, lengths, seed)
-    shapes = (
-        contraction_shapes(spec, graph, degrees)
-        if isinstance(spec, ContractionSpec)
-        else convolution_shapes(spec, graph)
-    )
+    shapes = shapes_of(spec, graph, degrees)
     generator = torch.Generator().manual_seed(seed)
 
     def normal(shape: tuple[int, ...]) -> Tensor:
         return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)  # the same numbers for both
 
     inputs = {label: normal(shape) for label, shape in shapes.items()}
-    definition = (
-        contraction.make_contraction(spec, torch.float64, device)
-        if isinstance(spec, ContractionSpec)
-        else reference.make_convolution(spec, torch.float64, device)
-    )
+    definition = _reference(spec, device)
     kernel = entry.make.load()(spec, dtype, device)
+    if isinstance(spec, ScalarMLPSpec):
+        definition, kernel = (_of_tensors(function, spec) for function in (definition, kernel))
     graph = graph_to(graph, device)
     results = [
         derivatives(function, {label: x.to(device, kind) for label, x in inputs.items()}, graph, orders, seed)
@@ -98,6 +98,31 @@ def check_kernel(
             f"number of a result: {wrong}. {spec}, {dtype}, {device}, seed {seed}."
         )
     return deviations
+
+
+def _op_of(spec: ContractionSpec | ConvolutionSpec | ScalarMLPSpec) -> str:
+    if isinstance(spec, ContractionSpec):
+        return ALLEGRO_CONTRACT
+    return NEQUIP_CONVOLUTION if isinstance(spec, ConvolutionSpec) else SCALAR_MLP
+
+
+def _reference(spec: ContractionSpec | ConvolutionSpec | ScalarMLPSpec, device: torch.device) -> Callable[..., Any]:
+    if isinstance(spec, ContractionSpec):
+        return contraction.make_contraction(spec, torch.float64, device)
+    if isinstance(spec, ConvolutionSpec):
+        return reference.make_convolution(spec, torch.float64, device)
+    return mlp.make_mlp(spec, torch.float64, device)
+
+
+def _of_tensors(function: Callable[..., Any], spec: ScalarMLPSpec) -> Callable[..., Any]:
+    """A network of scalars as a function of single tensors and a graph."""
+
+    def called(*given: Any) -> Any:
+        *tensors, _ = given
+        inputs = len(spec.inputs)
+        return function(tensors[:inputs], tensors[inputs:])
+
+    return called
 
 
 def derivatives(
@@ -138,6 +163,23 @@ def _deviation(received: Tensor, expected: Tensor) -> float:
         return 0.0
     scale = expected.abs().max().item()
     return (received - expected).abs().max().item() / (scale if scale > 0 else 1.0)
+
+
+def shapes_of(
+    spec: ContractionSpec | ConvolutionSpec | ScalarMLPSpec, graph: Graph, degrees: int | None = None
+) -> dict[str, tuple[int, ...]]:
+    """Of the inputs of an operator, by name."""
+    if isinstance(spec, ContractionSpec):
+        return contraction_shapes(spec, graph, degrees)
+    if isinstance(spec, ConvolutionSpec):
+        return convolution_shapes(spec, graph)
+    return mlp_shapes(spec, graph.edge_shift.shape[0])
+
+
+def mlp_shapes(spec: ScalarMLPSpec, rows: int) -> dict[str, tuple[int, ...]]:
+    """Of the inputs and weights of scalar_mlp/1."""
+    inputs = {f"input {n}": (rows, width) for n, width in enumerate(spec.inputs)}
+    return inputs | {f"weight {n}": spec.widths[n : n + 2] for n in range(spec.layers)}
 
 
 def contraction_shapes(spec: ContractionSpec, graph: Graph, degrees: int | None = None) -> dict[str, tuple[int, ...]]:

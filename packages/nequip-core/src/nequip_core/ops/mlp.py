@@ -1,0 +1,48 @@
+"""The reference of scalar_mlp/1: one product of matrices for each layer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from nequip_core.ops.contracts import ScalarMLPSpec
+
+NONLINEARITIES: dict[str, Callable[[Tensor], Tensor]] = {
+    "silu": nn.functional.silu,
+    "mish": nn.functional.mish,
+    "gelu": nn.functional.gelu,
+    "none": lambda x: x,
+}
+
+
+def refuses(spec: ScalarMLPSpec, dtype: torch.dtype, device: torch.device) -> str | None:
+    """The reference serves every specification, dtype and device."""
+    return None
+
+
+def make_mlp(spec: ScalarMLPSpec, dtype: torch.dtype, device: torch.device) -> nn.Module:
+    """The reference of scalar_mlp/1."""
+    return ReferenceMLP(spec)
+
+
+class ReferenceMLP(nn.Module):
+    """scalar_mlp/1 layer by layer."""
+
+    def __init__(self, spec: ScalarMLPSpec) -> None:
+        super().__init__()
+        self.spec = spec
+        self.nonlinearity = NONLINEARITIES[spec.nonlinearity]
+
+    def forward(
+        self, inputs: Sequence[Float[Tensor, "rows inputs"]], weights: Sequence[Float[Tensor, "fan_in fan_out"]]
+    ) -> Float[Tensor, "rows out"]:
+        """See nequip_core.ops.contracts."""
+        x = inputs[0] if len(inputs) == 1 else torch.cat(list(inputs), dim=1)
+        for n, (weight, alpha) in enumerate(zip(weights, self.spec.alphas, strict=True)):
+            if n:
+                x = self.nonlinearity(x)
+            x = x @ (alpha * weight)
+        return x

@@ -1,0 +1,86 @@
+"""The Triton kernels of one network of scalars: the arguments of each launch, and the tensors that it writes.
+
+Methods take and give what the functions of `nequip_kernels.mlp.reference` do.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from nequip_core.ops.contracts import SCALAR_MLP, ScalarMLPSpec
+from nequip_kernels import sources
+from nequip_kernels.blocks import Block, choose
+from nequip_kernels.launch import Functions, contiguous, rows_in_memory
+from nequip_kernels.mlp.generate import source
+
+NAMES = ("forward", "backward")
+ANY_CHANNELS = 2**30
+"""A piece of a width is as wide as the table says, however narrow the width."""
+
+
+def describe(spec: ScalarMLPSpec, architecture: str, dtype: torch.dtype) -> str:
+    """The text that stands for these kernels in an operator's arguments; see `contraction.kernels.describe`."""
+    blocks = {name: choose(architecture, SCALAR_MLP, name, dtype, in_registers(spec), ANY_CHANNELS) for name in NAMES}
+    code = sources.fingerprint("".join(source(spec, dtype, block.channels) for block in blocks.values()))
+    about = {"spec": asdict(spec), "dtype": str(dtype).removeprefix("torch."), "blocks": blocks, "code": code}
+    return json.dumps(about, sort_keys=True)
+
+
+def in_registers(spec: ScalarMLPSpec) -> int:
+    """Numbers of a row that a program keeps: its size in the table of blocks, where couplings have their terms."""
+    return sum(spec.hidden)
+
+
+@cache
+def kernels_of(text: str) -> Kernels:
+    """The kernels that `describe` described."""
+    about = json.loads(text)
+    given = about["spec"]
+    spec = ScalarMLPSpec(tuple(given["inputs"]), tuple(given["hidden"]), given["out"], given["nonlinearity"])
+    return Kernels(
+        spec, getattr(torch, about["dtype"]), {name: Block(*block) for name, block in about["blocks"].items()}
+    )
+
+
+class Kernels:
+    """Generated, compiled by Triton at the first launch.
+
+    Args:
+        spec: of the network.
+        dtype: of all numbers.
+        blocks: of each kernel.
+    """
+
+    def __init__(self, spec: ScalarMLPSpec, dtype: torch.dtype, blocks: dict[str, Block]) -> None:
+        self.spec, self.dtype, self.blocks = spec, dtype, blocks
+        self.functions = {
+            piece: Functions(lambda piece=piece: source(spec, dtype, piece))  # type: ignore[misc]
+            for piece in {block.channels for block in blocks.values()}
+        }
+
+    def _launch(self, name: str, rows: int, *arguments: Tensor | int) -> None:
+        block = self.blocks[name]
+        sizes = {"BE": block.edges, "BK": block.channels}
+        grid = rows // block.edges + 1, 1
+        self.functions[block.channels].launch(f"mlp_{name}", grid, sizes, block.warps, *arguments)
+
+    def forward(self, inputs: Sequence[Tensor], weights: Sequence[Tensor]) -> Tensor:
+        """The last layer's result."""
+        x, rows = rows_in_memory(*inputs), inputs[0].shape[0]
+        out = inputs[0].new_empty(rows, self.spec.out)
+        self._launch("forward", rows, *x, *contiguous(*weights), out, rows, *(one.stride(0) for one in x))
+        return out
+
+    def backward(self, inputs: Sequence[Tensor], weights: Sequence[Tensor], grad: Tensor) -> list[Tensor]:
+        """Derivatives by the inputs."""
+        x, (g,), rows = rows_in_memory(*inputs), rows_in_memory(grad), inputs[0].shape[0]
+        outputs = [one.new_empty(one.shape) for one in inputs]
+        strides = [one.stride(0) for one in (*x, g)]
+        self._launch("backward", rows, *x, *contiguous(*weights), g, *outputs, rows, *strides)
+        return outputs

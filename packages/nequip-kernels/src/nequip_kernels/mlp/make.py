@@ -1,0 +1,77 @@
+"""scalar_mlp/1 by Triton kernels: whether they serve here, and the module that a model calls."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from nequip_core.ops.contracts import ScalarMLPSpec
+from nequip_kernels import requirements
+from nequip_kernels.blocks import architecture_of
+from nequip_kernels.mlp import accuracy
+
+WIDEST = 512
+"""Largest sum of the widths of hidden layers: a program keeps them all in registers."""
+
+
+def refuses(spec: ScalarMLPSpec, dtype: torch.dtype, device: torch.device) -> str | None:
+    """Why the kernels can not serve; None: they can."""
+    reason = requirements.missing(device)
+    if reason is None and sum(spec.hidden) > WIDEST:
+        reason = f"hidden layers of {sum(spec.hidden)} together, and a program has room for {WIDEST}"
+    # Without the GPU there is nothing to measure: an export for another machine trusts the tests of this package.
+    if reason is None and dtype == torch.float32 and torch.cuda.is_available():
+        reason = accuracy.reason(spec, device)
+    return reason
+
+
+def make_mlp(spec: ScalarMLPSpec, dtype: torch.dtype, device: torch.device) -> nn.Module:
+    """The callable of the contract."""
+    return KernelMLP(spec, dtype, device)
+
+
+class KernelMLP(nn.Module):
+    """scalar_mlp/1 by Triton kernels; holds nothing but the text that names them."""
+
+    def __init__(self, spec: ScalarMLPSpec, dtype: torch.dtype, device: torch.device) -> None:
+        from nequip_kernels.mlp.kernels import describe
+
+        super().__init__()
+        self.spec = spec
+        self.text = describe(spec, architecture_of(device), dtype)
+
+    def forward(
+        self, inputs: Sequence[Float[Tensor, "rows inputs"]], weights: Sequence[Float[Tensor, "fan_in fan_out"]]
+    ) -> Float[Tensor, "rows out"]:
+        """See nequip_core.ops.contracts.
+
+        Raises:
+            ValueError: a tensor has another shape than the specification says.
+        """
+        from nequip_kernels.mlp.operators import mlp
+
+        self._check(inputs, weights)
+        result: Tensor = mlp(list(inputs), list(weights), self.text)
+        return result
+
+    def _check(self, inputs: Sequence[Tensor], weights: Sequence[Tensor]) -> None:
+        """A kernel reads what it was made for, whatever is there."""
+        spec = self.spec
+        expected: list[tuple[str, int, tuple[int, ...]]] = [
+            ("inputs", n, (inputs[0].shape[0], width)) for n, width in enumerate(spec.inputs)
+        ]
+        expected += [("weights", n, spec.widths[n : n + 2]) for n in range(spec.layers)]
+        tensors = [*inputs, *weights]
+        if len(inputs) != len(spec.inputs) or len(weights) != spec.layers:
+            raise ValueError(
+                f"{len(inputs)} inputs and {len(weights)} weights; expected {len(spec.inputs)} and {spec.layers}."
+            )
+        for (name, n, shape), tensor in zip(expected, tensors, strict=True):
+            if tuple(tensor.shape) != tuple(shape) or tensor.dtype != inputs[0].dtype:
+                raise ValueError(
+                    f"{name}[{n}] has the shape {tuple(tensor.shape)} and {tensor.dtype}; expected {tuple(shape)} and "
+                    f"{inputs[0].dtype}."
+                )
