@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
-import zipfile
 from pathlib import Path
 from typing import Any
 
 import pytest
-from lammps_support import Lammps, Model, environment, fluid, mpirun, setup, write_data
+from lammps_support import Lammps, Model, environment, fluid, forge, mpirun, setup, write_data
 
 
 def message(text: str) -> str:
@@ -17,19 +15,6 @@ def message(text: str) -> str:
     with Lammps() as lammps, pytest.raises(Exception, match="ERROR") as caught:
         lammps.run(text)
     return str(caught.value).partition("\n")[0]
-
-
-def forge(source: Path, out: Path, **changes: Any) -> Path:
-    """A compiled file that says something else of itself."""
-    with zipfile.ZipFile(source) as old, zipfile.ZipFile(out, "w", zipfile.ZIP_STORED) as new:
-        for member in old.infolist():
-            content = old.read(member)
-            if member.filename.endswith("_metadata.json") and b'"nequip"' in content:
-                about = json.loads(content)
-                about["nequip"] = json.dumps(json.loads(about["nequip"]) | changes)
-                content = json.dumps(about).encode()
-            new.writestr(zipfile.ZipInfo(member.filename), content)
-    return out
 
 
 @pytest.fixture
@@ -44,6 +29,7 @@ def data(tmp_path: Path) -> Path:
         ({"torch": "2.9.1"}, ["compiled with torch 2.9", "nequip compile MODEL"]),
         ({"device": "cuda", "isa": None}, ["compiled for cuda", "--device cpu"]),
         ({"isa": "aarch64 DEFAULT"}, ["compiled for processors with aarch64 DEFAULT"]),
+        ({"kernel_libraries": {"fast-ops": "7.7"}}, ["needs the kernel library fast-ops 7.7", "--kernels reference"]),
         ({"schema": 2}, ["schema 2", "expected nequip-core/compiled, schema 1"]),
         ({"format": "other"}, ["its format is other"]),
     ],

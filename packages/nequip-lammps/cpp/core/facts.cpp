@@ -16,10 +16,6 @@ std::string minor_version(const std::string &version) {
   return version.substr(0, version.find('.', version.find('.') + 1));
 }
 
-std::string compile_line(const std::string &file, const std::string &device) {
-  return "`nequip compile MODEL " + file + " --target lammps --device " + device + "`";
-}
-
 // Of "x86_64 AVX2": machine and instruction set, as torch names them.
 bool processor_has(const std::string &isa) {
 #if defined(__x86_64__)
@@ -62,6 +58,11 @@ void check(const std::string &file, const Json &about) {
   if (about.has("isa") && about["isa"].kind == Json::string && !processor_has(about["isa"].text))
     throw std::runtime_error(file + " was compiled for processors with " + about["isa"].text +
                              ", which this one lacks: compile it here with " + compile_line(file, device));
+  // A library's operators would have to be registered in this process, and LAMMPS loads none.
+  for (const auto &[library, version] : about["kernel_libraries"].members)
+    throw std::runtime_error(file + " needs the kernel library " + library + " " + version.text +
+                             ", which LAMMPS can not load: compile it with " +
+                             compile_line(file, device + " --kernels reference"));
   const Json &units = about["units"];
   if (units["length"].text != "Angstrom" || units["energy"].text != "eV")
     throw std::runtime_error(file + " has units " + units["length"].text + " and " + units["energy"].text +
@@ -69,6 +70,10 @@ void check(const std::string &file, const Json &about) {
 }
 
 }  // namespace
+
+std::string compile_line(const std::string &file, const std::string &device) {
+  return "`nequip compile MODEL " + file + " --target lammps --device " + device + "`";
+}
 
 int64_t Facts::output(const std::string &name) const {
   for (size_t k = 0; k < outputs.size(); ++k)
@@ -100,6 +105,8 @@ Facts read_facts(const std::string &file) {
     facts.layers = (int64_t) about["message_passing_layers"].value;
     facts.ghost_distance = about["ghost_distance_A"].value;
     facts.device = about["device"].text;
+    facts.capability = about["capability"].text;
+    facts.cuda = about["cuda"].text;
     facts.dtype = about["dtype"].text;
     facts.hash = about["model_hash"].text;
     for (const Json &item : about["outputs"].items) {

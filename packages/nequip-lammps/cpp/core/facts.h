@@ -21,13 +21,17 @@ struct Facts {
   int64_t layers = 0;
   double ghost_distance = 0;
   std::string device, dtype, hash;
+  std::string capability, cuda;  // of the GPUs and of the CUDA that it is for; empty on the CPU
   std::vector<Output> outputs;
 
   int64_t output(const std::string &name) const;  // its place, or -1
 };
 
-// Throws std::runtime_error with a sentence: no such file, no model of ours, one for another target, torch, device or
-// processor.
+// Throws std::runtime_error with a sentence: no such file, no model of ours, one for another target, torch or processor,
+// or one that needs libraries of kernels.
 Facts read_facts(const std::string &file);
+
+// The command that makes such a file.
+std::string compile_line(const std::string &file, const std::string &device);
 
 }  // namespace nequip

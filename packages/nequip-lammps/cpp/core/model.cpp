@@ -5,11 +5,9 @@
 #include <ATen/ops/from_blob.h>
 #include <ATen/ops/where.h>
 #include <ATen/ops/zeros.h>
-#include <ATen/DeviceAccelerator.h>
 #include <ATen/Parallel.h>
 #include <ATen/core/grad_mode.h>
 #include <c10/core/DeviceGuard.h>
-#include <c10/core/impl/DeviceGuardImplInterface.h>
 
 #include <algorithm>
 #include <array>
@@ -19,6 +17,7 @@
 #include <stdexcept>
 
 #include "device_list.h"
+#include "gpu.h"
 #include "host_list.h"
 
 namespace nequip {
@@ -28,6 +27,7 @@ namespace {
 constexpr int64_t cpu_block = 1024;
 // And the first time on a GPU, to see how much memory a centre takes.
 constexpr int64_t first_block = 4096;
+constexpr int64_t least_block = 64;
 constexpr double part_of_memory = 0.6;
 
 double now() {
@@ -46,26 +46,37 @@ struct Threads {
   }
 };
 
-int gpus() {
-  return c10::impl::hasDeviceGuardImpl(at::kCUDA) ? c10::impl::getDeviceGuardImpl(at::kCUDA)->deviceCount() : 0;
+// Whether the code in the file is for this GPU and torch's CUDA.
+void check_gpu(const std::string &file, const Facts &facts, int index) {
+  const std::string here = gpu::capability(index), cuda = facts.cuda.substr(0, facts.cuda.find('.'));
+  if (facts.capability != here)
+    throw std::runtime_error(file + " was compiled for GPUs of compute capability " + facts.capability + ", and cuda:" +
+                             std::to_string(index) + " has " + here + ": compile it here with " +
+                             compile_line(file, "cuda"));
+  if (cuda != std::to_string(gpu::cuda_major()))
+    throw std::runtime_error(file + " was compiled with CUDA " + facts.cuda + ", and torch has CUDA " +
+                             std::to_string(gpu::cuda_major()) + " here: compile it here with " +
+                             compile_line(file, "cuda"));
 }
 
-at::Device choose_device(const std::string &file, const std::string &built, const std::string &asked, int local_rank) {
+at::Device choose_device(const std::string &file, const Facts &facts, const std::string &asked, int local_rank) {
+  const std::string &built = facts.device;
   const std::string kind = asked.substr(0, asked.find(':'));
   if (kind != "auto" && kind != "cpu" && kind != "cuda")
     throw std::runtime_error("there is no device " + asked + "; expected auto, cpu, cuda or cuda:N");
   if (kind != "auto" && kind != built)
-    throw std::runtime_error(file + " was compiled for " + built + ", and " + asked + " was asked for: compile it with "
-                             "`nequip compile MODEL " + file + " --target lammps --device " + kind + "`");
+    throw std::runtime_error(file + " was compiled for " + built + ", and " + asked + " was asked for: compile it with " +
+                             compile_line(file, kind));
   if (built == "cpu") return at::Device(at::kCPU);
-  const int there = gpus();
+  const int there = gpu::count();
   if (there == 0)
-    throw std::runtime_error(file + " was compiled for cuda, and torch " TORCH_VERSION " sees no GPU here: use a GPU, "
-                             "or `nequip compile MODEL " + file + " --target lammps --device cpu`");
+    throw std::runtime_error(file + " was compiled for cuda, and torch " TORCH_VERSION " sees no GPU here: use a GPU, or " +
+                             compile_line(file, "cpu"));
   int index = local_rank % there;
   if (asked.size() > 5) index = std::atoi(asked.c_str() + 5);
   if (index < 0 || index >= there)
     throw std::runtime_error("there is no device " + asked + ": torch sees " + std::to_string(there) + " here");
+  check_gpu(file, facts, index);
   return at::Device(at::kCUDA, (at::DeviceIndex) index);
 }
 
@@ -77,10 +88,11 @@ std::vector<at::Tensor> to_device(std::vector<at::Tensor> tensors, at::Device de
 }  // namespace
 
 Model::Model(const nequip_options &options) : facts_(read_facts(options.file)) {
-  device_ = choose_device(options.file, facts_.device, options.device, options.local_rank);
+  device_ = choose_device(options.file, facts_, options.device, options.local_rank);
   device_name_ = device_.str();
+  if (!device_.is_cpu()) at::zeros({1}, at::TensorOptions(device_));  // torch starts CUDA with the first tensor
   threads_ = std::max<int>(options.threads, 1);
-  choose_ = options.block == 0 && facts_.layers == 0;
+  choose_ = halve_ = options.block == 0 && facts_.layers == 0;
   block_ = options.block > 0 ? options.block : device_.is_cpu() ? cpu_block : first_block;
   try {
     loader_ = std::make_unique<torch::inductor::AOTIModelPackageLoader>(
@@ -154,24 +166,49 @@ void Model::compute(nequip_step &step) {
   at::NoGradGuard no_gradients;
   c10::OptionalDeviceGuard guard(device_);
   Threads threads(threads_);
-  const double start = now();
+  const double begin = now();
+  start(step);
+  if (step.local > 0) evaluate_in_memory(step);
+  else stale_ = true;
+  ++times_.steps;
+  times_.all += now() - begin;
+}
+
+// Results are sums, from zero.
+void Model::start(nequip_step &step) {
   std::fill_n(step.virial, 9, 0.0);
   step.centers = step.edges = step.blocks = 0;
   if (step.atomic_energy) std::fill_n(step.atomic_energy, step.local, 0.0);
   if (step.atomic_virial) std::fill_n(step.atomic_virial, 9 * (int64_t) step.all, 0.0);
   for (auto &[name, kept] : kept_)
     kept.sum = kept.rows ? at::zeros({step.all, kept.length}, at::kDouble) : at::zeros({kept.length}, at::kDouble);
+}
+
+// Blocks that do not fit are halved: others may have taken memory since it was looked at.
+void Model::evaluate_in_memory(nequip_step &step) {
   const Atoms atoms{step.local, step.all, step.positions, step.types};
-  if (step.local > 0) {
-    if (step.relist || stale_ || !list_) list(step);
-    else if (step.retype) list_->retype(atoms);
-    list_->move(atoms);
-    evaluate(step);
-  } else {
-    stale_ = true;
+  if (step.retype && list_ && !step.relist && !stale_) list_->retype(atoms);
+  bool anew = step.relist || stale_ || !list_;
+  while (true) {
+    const int64_t before = device_.is_cpu() ? 0 : gpu::out_of_memory(device_.index());
+    try {
+      if (anew) list(step);
+      list_->move(atoms);
+      evaluate(step);
+      return;
+    } catch (const std::exception &) {
+      if (device_.is_cpu() || gpu::out_of_memory(device_.index()) == before) throw;
+    }
+    if (!halve_ || block_ <= least_block)
+      throw std::runtime_error("the model needs more memory than " + device_name_ + " has: use more GPUs" +
+                               (halve_ || facts_.layers > 0 ? "" : ", or leave out block"));
+    block_ = std::max(least_block, std::min<int64_t>(block_, step.local) / 2);
+    choose_ = false;
+    anew = true;
+    list_.reset();
+    gpu::empty_cache();
+    start(step);
   }
-  ++times_.steps;
-  times_.all += now() - start;
 }
 
 // The sums of a block's results with those of other blocks, on the device until the last. A node occurs once in a block,
@@ -241,7 +278,7 @@ void Model::evaluate(nequip_step &step) {
   step.centers = list_->centers();
   step.blocks = list_->blocks();
   const bool measure = choose_ && !device_.is_cpu() && list_->blocks() > 1;
-  if (measure) at::accelerator::resetPeakStats(device_.index());
+  if (measure) gpu::watch_memory(device_.index());
   Sums sums(step, device_);
   for (int64_t b = 0; b < list_->blocks(); ++b) {
     double start = now();
@@ -280,12 +317,8 @@ void Model::keep_outputs(int64_t block, const Inputs &inputs, const std::vector<
 // As many centres at once as fit, from what the first blocks took.
 void Model::choose_block(const nequip_step &step) {
   choose_ = false;
-  const auto stats = at::accelerator::getDeviceStats(device_.index());
-  const auto &allocated = stats.allocated_bytes[0], &reserved = stats.reserved_bytes[0];
-  const double taken = double(allocated.peak - allocated.current) / double(block_);
-  const double free = double(at::accelerator::getMemoryInfo(device_.index()).first) +
-                      double(reserved.current - allocated.current);
-  const double fits = part_of_memory * free / std::max(taken, 1.0);
+  const double taken = gpu::peak_memory(device_.index()) / double(block_);
+  const double fits = part_of_memory * gpu::free_memory(device_.index()) / std::max(taken, 1.0);
   // Equal blocks.
   const double blocks = std::max(1.0, std::ceil(double(step.local) / fits));
   block_ = std::max<int64_t>(first_block / 4, (int64_t) std::ceil(1.1 * double(step.local) / blocks));

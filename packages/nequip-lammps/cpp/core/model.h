@@ -32,7 +32,9 @@ class Model {
   };
 
   void list(const nequip_step &);
+  void start(nequip_step &);
   void evaluate(nequip_step &);
+  void evaluate_in_memory(nequip_step &);
   std::vector<at::Tensor> run(const Inputs &);
   void keep_outputs(int64_t block, const Inputs &, const std::vector<at::Tensor> &outputs);
   void choose_block(const nequip_step &);
@@ -44,7 +46,8 @@ class Model {
   at::Device device_{at::kCPU};
   int threads_ = 1;
   int64_t block_ = 0;       // centres per block
-  bool choose_ = false;     // block_ is ours to choose
+  bool choose_ = false;     // block_ is to be chosen after the next evaluation
+  bool halve_ = false;      // block_ is ours to choose
   bool stale_ = true;       // the list must be made before it is used
   std::unique_ptr<torch::inductor::AOTIModelPackageLoader> loader_;
   std::unique_ptr<NeighborList> list_;

@@ -339,6 +339,7 @@ void PairNequip::compute(int eflag, int vflag) {
   if (core_->compute(model_, &step, text, message_length)) fail_here(text);
   if (!newton) reverse_results(forces.data(), width);
   tally(step);
+  blocks_ = step.blocks;
   if (say_work_) say_work(step);
 }
 
@@ -417,7 +418,8 @@ void PairNequip::finish() {
   utils::logmesg(lmp, "pair_style " + name_ + ": ms per evaluation: model " + each(told_.model, now.model) +
                           ", edges and results " + each(told_.edges, now.edges) + ", lists " +
                           each(told_.list, now.list) + " (" + std::to_string(now.builds - told_.builds) +
-                          " in " + number(steps, "%.0f") + " evaluations)\n");
+                          " in " + number(steps, "%.0f") + " evaluations)" +
+                          (blocks_ > 1 ? ", the last in " + std::to_string(blocks_) + " blocks" : "") + "\n");
   told_ = now;
 }
 

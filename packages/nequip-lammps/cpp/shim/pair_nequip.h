@@ -63,6 +63,7 @@ class PairNequip : public LAMMPS_NS::Pair {
   LAMMPS_NS::bigint builds_ = -1;   // of LAMMPS' lists when ours was made
   int local_ = -1, all_ = -1;
   bool say_work_ = false;
+  int64_t blocks_ = 0;              // of the last evaluation
   nequip_times told_{};             // when times were last told
 };
 

@@ -27,7 +27,7 @@ from typing import Literal
 
 SHIM, CORE, ABOUT = "nequipplugin.so", "libnequip_core.so", "about.json"
 SHIM_SOURCES = ("plugin", "guard", "core", "ghosts", "pair_nequip", "compute_nequip")
-CORE_SOURCES = ("c_abi", "facts", "device_list", "host_list", "model")
+CORE_SOURCES = ("c_abi", "facts", "gpu", "device_list", "host_list", "model")
 SHIM_STANDARD, CORE_STANDARD = "c++17", "c++20"
 FLAGS = ("-O2", "-fPIC", "-shared", "-fvisibility=hidden", "-DAT_PER_OPERATOR_HEADERS")
 HEADERS = ("pair.h", "compute.h", "atom.h", "comm.h", "neighbor.h", "lammps.h", "force.h", "modify.h", "update.h")
