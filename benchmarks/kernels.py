@@ -5,6 +5,9 @@ python benchmarks/kernels.py [--out FILE.csv] [--their-path FOLDER] [--tune] [--
 One call does it all. nequip-allegro's kernel is measured where ``import allegro`` works, or from --their-path; it gives
 out = contract(features, environment), so its scatter and the weighted harmonics before it are part of its time, as they
 are of ours. It has no derivative by weights and no second derivative: the first is compared with both together.
+
+Networks of scalars are compared with torch's float32 products (cuBLAS), as they are and compiled, on the same inputs:
+times, and the errors of both against float64.
 """
 
 from __future__ import annotations
@@ -21,11 +24,14 @@ import torch
 from torch import Tensor
 
 from nequip_core.graph import Graph, to
-from nequip_core.ops.contracts import ContractionSpec
-from nequip_core.testing.kernels import check_kernel, contraction_shapes, random_graph
+from nequip_core.ops.contracts import ContractionSpec, ScalarMLPSpec
+from nequip_core.testing.kernels import check_kernel, contraction_shapes, mlp_shapes, random_graph
 from nequip_kernels import benchmark, blocks
-from nequip_kernels.benchmark import Figure, harmonics, row_lengths, seconds
+from nequip_kernels.benchmark import Figure, Machine, harmonics, row_lengths, seconds
 from nequip_kernels.contraction.make import make_contraction
+from nequip_kernels.mlp import accuracy, reference
+from nequip_kernels.mlp.kernels import describe
+from nequip_kernels.mlp.operators import mlp, mlp_backward
 
 CUDA = torch.device("cuda")
 FIELDS = (
@@ -63,6 +69,25 @@ def main() -> None:
         "matmul_tflop_per_s": round(machine.rate / 1e12, 1),
     }
     rows: list[dict[str, Any]] = []
+    try:
+        measure_all(rows, graph, dtype, machine, options, common)
+    finally:  # what was measured is kept, whatever comes after
+        if options.out:
+            with options.out.open("w", newline="", encoding="utf-8") as file:
+                writer = csv.DictWriter(file, FIELDS)
+                writer.writeheader()
+                writer.writerows(rows)
+
+
+def measure_all(
+    rows: list[dict[str, Any]],
+    graph: Graph,
+    dtype: torch.dtype,
+    machine: Machine,
+    options: argparse.Namespace,
+    common: dict[str, Any],
+) -> None:
+    """Add a row for each figure."""
     found: list[Figure] = []
     for case in benchmark.cases(options.channels):
         if options.only not in case.name:
@@ -73,17 +98,14 @@ def main() -> None:
             found.append(figure)
             rows.append(common | of_figure(figure) | {"deviation": f"{deviation:.1e}"})
         torch.cuda.empty_cache()
+        if isinstance(case.spec, ScalarMLPSpec):
+            rows += [common | row for row in against_torch(case.name, case.spec, graph.edge_shift.shape[0], dtype)]
     for l_max in (1, 2, 3):
         if options.only in f"allegro l{l_max} middle":
             rows += [common | row for row in against_published(l_max, graph, options.channels, dtype, options)]
     if options.tune:
         benchmark.keep(found, blocks.tuned_file())
         print(f"Block sizes are in {blocks.tuned_file()}.")
-    if options.out:
-        with options.out.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, FIELDS)
-            writer.writeheader()
-            writer.writerows(rows)
 
 
 def of_figure(figure: Figure) -> dict[str, Any]:
@@ -99,6 +121,42 @@ def of_figure(figure: Figure) -> dict[str, Any]:
         "gb_per_s": round(figure.floor.bytes / figure.seconds / 1e9),
         "tflop_per_s": round(figure.floor.operations / figure.seconds / 1e12, 2),
     }
+
+
+def against_torch(case: str, spec: ScalarMLPSpec, edges: int, dtype: torch.dtype) -> list[dict[str, Any]]:
+    """Value, and derivative by inputs, ours and torch's in turns; errors of both."""
+    tensors = [torch.randn(shape, device=CUDA, dtype=dtype) for shape in mlp_shapes(spec, edges).values()]
+    inputs, weights = tensors[: len(spec.inputs)], tensors[len(spec.inputs) :]
+    grad = torch.randn(edges, spec.out, device=CUDA, dtype=dtype)
+    text = describe(spec, blocks.architecture_of(CUDA), dtype)
+
+    def value() -> Tensor:
+        return reference.forward(spec, inputs, weights)
+
+    def derivative() -> list[Tensor]:
+        return reference.backward(spec, inputs, weights, grad)
+
+    calls: dict[str, Callable[[], Any]] = {
+        "ours value": lambda: mlp(inputs, weights, text),
+        "torch value": value,
+        "compiled value": torch.compile(value, dynamic=False),
+        "ours derivative": lambda: mlp_backward(inputs, weights, grad, text),
+        "torch derivative": derivative,
+        "compiled derivative": torch.compile(derivative, dynamic=False),
+    }
+    rows = []
+    for name, call in calls.items():
+        took = seconds(call)
+        print(f"{case}, {name:36} {1e3 * took:8.3f} ms", flush=True)
+        about = {"case": case, "kernel": name, "dtype": str(dtype).removeprefix("torch.")}
+        rows.append(about | {"ms": round(1e3 * took, 4)})
+    if dtype == torch.float32:
+        for name, found in accuracy.compare(spec, CUDA).items():
+            ours, theirs = (f"rms {one.rms:.2e}, largest {one.largest:.2e}" for one in found)
+            print(f"{case}, errors of the {name}: ours {ours}; float32 products {theirs}; good: {found.good()}")
+    torch.compiler.reset()
+    torch.cuda.empty_cache()
+    return rows
 
 
 def against_published(

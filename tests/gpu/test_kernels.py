@@ -20,7 +20,7 @@ from nequip_core.export.compiled import read_metadata
 from nequip_core.graph import Graph, to
 from nequip_core.models.build import build_model, model_info
 from nequip_core.models.nequip import NequIPConfig, layouts
-from nequip_core.ops.contracts import ContractionSpec, ConvolutionSpec
+from nequip_core.ops.contracts import SCALAR_MLP, ContractionSpec, ConvolutionSpec, ScalarMLPSpec
 from nequip_core.ops.select import Ops
 from nequip_core.plugins.manager import load_registry
 from nequip_core.potential import Potential
@@ -28,8 +28,10 @@ from nequip_core.testing import systems
 from nequip_core.testing.checks import make_case
 from nequip_core.testing.kernels import check_kernel, contraction_shapes, convolution_shapes, random_graph
 from nequip_core.tracing import Sizes, sample_graph
+from nequip_kernels.benchmark import networks
 from nequip_kernels.contraction.make import make_contraction
 from nequip_kernels.convolution.make import make_convolution
+from nequip_kernels.mlp import accuracy
 
 pytestmark = pytest.mark.gpu
 CUDA = torch.device("cuda")
@@ -156,7 +158,7 @@ def test_models(name: str) -> None:
     case = make_case(load_registry().models[name], {"l_max": 2})
     ops = Ops(load_registry().kernels, dtype=model_info(case.config).torch_dtype, device=CUDA)
     model = build_model(case.entry, case.config, ops)
-    assert {about["chosen"] for about in ops.report.values()} == {"triton"}
+    assert {about["chosen"] for about in ops.report.values()} == {"triton"}, ops.report
     model.load_state_dict(case.potential.model.state_dict())
     graph = to(case.graph(*[systems.supercell(systems.crystal(), (2, 2, 2))] * 2), CUDA)
     found = []
@@ -194,3 +196,56 @@ def test_the_benchmark(tmp_path: Path) -> None:
     report = json.loads(out.read_text())
     assert {one["case"] for one in report["kernels"]} == {"allegro l1 middle", "nequip l1 middle"}
     assert all(one["seconds"] > 0 and 0 < one["share"] < 2 for one in report["kernels"])
+
+
+NETWORKS = {
+    **networks(64),
+    "odd widths": ScalarMLPSpec((33, 5, 17), (37, 70), 35, "silu"),
+    "few": ScalarMLPSpec((3, 2), (5,), 1, "mish"),
+    "deep": ScalarMLPSpec((20,), (64, 64, 64), 20, "gelu"),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+@pytest.mark.parametrize("name", NETWORKS)
+def test_mlp(name: str, dtype: torch.dtype) -> None:
+    for atoms, lengths in ((40, LENGTHS), (1, (1,)), (2, (64,)), (3, (0,))):
+        check_kernel("triton", NETWORKS[name], dtype, CUDA, atoms=atoms, lengths=lengths)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_errors_of_networks_are_at_most_twice_those_of_float32_products(name: str) -> None:
+    for result, found in accuracy.compare(NETWORKS[name], CUDA).items():
+        print(f"{name}, {result}: kernel {found.kernel}, float32 products {found.products}")
+    assert accuracy.reason(NETWORKS[name], CUDA) is None
+
+
+def test_networks_are_repeatable_and_read_columns_in_place() -> None:
+    spec = NETWORKS["latent"]
+    wide = torch.randn(5000, 700, device=CUDA)
+    weights = [torch.randn(shape, device=CUDA) for shape in (spec.widths[:2], spec.widths[1:])]
+    apart = [wide[:, 5:133], wide[:, 300:364]]
+    ops = Ops(load_registry().kernels, device=CUDA, request={SCALAR_MLP: "triton"})
+    mlp = ops.make(SCALAR_MLP, spec)
+    before = mlp([x.contiguous() for x in apart], weights)
+    for _ in range(20):
+        assert torch.equal(mlp(apart, weights), before)
+
+
+def test_a_compiled_file_runs_the_networks_kernels(tmp_path: Path) -> None:
+    golden = Path(__file__).parents[1] / "golden" / "published" / "allegro-0.8-checkpoint"
+    package, out = tmp_path / "model.nequip.zip", tmp_path / "model.nequip.pt2"
+    assert main(["convert", str(golden / "last.ckpt"), str(package)]) == 0
+    assert main(["compile", str(package), str(out), "--target", "ase", "--device", "cuda", "--kernels", "auto"]) == 0
+    assert read_metadata(out).kernels[SCALAR_MLP]["chosen"] == "triton", read_metadata(out).kernels
+    model, reference = load_model(out, device="cuda"), load_model(package, device="cuda", kernels="reference")
+    graph = to(sample_graph(model.info, Sizes(1, 50, 900)), CUDA)
+    received, expected = model.potential(graph), reference.potential(graph)
+    scale = float(expected.forces.abs().max())
+    torch.testing.assert_close(received.forces, expected.forces, rtol=0, atol=1e-5 * scale)
+    with profile(activities=[ProfilerActivity.CUDA]) as seen:
+        model.potential(graph)
+        torch.cuda.synchronize()
+    names = {event.name for event in seen.events()}
+    for kernel in ("mlp_forward", "mlp_backward"):
+        assert any(name.startswith(kernel) for name in names), names

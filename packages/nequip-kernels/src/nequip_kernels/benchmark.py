@@ -1,7 +1,7 @@
 """``nequip benchmark kernels``: the time of each kernel over its floor, and other block sizes with ``--tune``.
 
 The floor follows from bytes and operations (`nequip_kernels.floors`) at the bandwidth of a copy and the rate of a
-float32 matrix product, both measured in the same run.
+float32 matrix product, both measured in the same run; that of a network of scalars at the rate of TF32 products.
 """
 
 from __future__ import annotations
@@ -22,13 +22,21 @@ from nequip_core.errors import InputError
 from nequip_core.files import atomic_write
 from nequip_core.graph import Graph, to
 from nequip_core.o3 import SCALAR, Irrep, Irreps, couplings
-from nequip_core.ops.contracts import ALLEGRO_CONTRACT, NEQUIP_CONVOLUTION, ContractionSpec, ConvolutionSpec
-from nequip_core.testing.kernels import contraction_shapes, convolution_shapes, random_graph
+from nequip_core.ops.contracts import (
+    ALLEGRO_CONTRACT,
+    NEQUIP_CONVOLUTION,
+    SCALAR_MLP,
+    ContractionSpec,
+    ConvolutionSpec,
+    ScalarMLPSpec,
+)
+from nequip_core.testing.kernels import contraction_shapes, convolution_shapes, mlp_shapes, random_graph
 from nequip_kernels import blocks, floors
 from nequip_kernels.blocks import Block, Row
 from nequip_kernels.contraction import kernels as contraction
 from nequip_kernels.convolution import kernels as convolution
 from nequip_kernels.floors import Floor
+from nequip_kernels.mlp import kernels as mlp
 
 SCHEMA = 1
 REPEATS, WARM_UP = 20, 3
@@ -40,6 +48,14 @@ CANDIDATES = tuple(
     )
 )
 """What ``--tune`` tries; block sizes of more channels than there are, are left out."""
+OF_NETWORKS = tuple(
+    Block(*sizes)
+    for sizes in (
+        *((32, 64, 4), (32, 64, 8), (32, 128, 4), (32, 128, 8), (32, 256, 8), (64, 64, 4), (64, 64, 8), (64, 128, 8)),
+        *((16, 64, 4), (16, 128, 8), (32, 32, 2), (32, 32, 4)),
+    )
+)
+"""The same for networks of scalars, whose pieces of a width take the place of channels."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -70,7 +86,7 @@ def run(argv: Sequence[str]) -> int:
     machine = measure_machine(device)
     print(
         f"{machine.name}: a copy moves {machine.bandwidth / 1e9:.0f} GB/s, float32 products {machine.rate / 1e12:.1f} "
-        "TFLOP/s."
+        f"TFLOP/s, TF32 products {machine.tensor_rate / 1e12:.0f} TFLOP/s."
     )
     graph = to(random_graph(options.atoms, row_lengths(options.edges_per_atom)), device)
     found: list[Figure] = []
@@ -108,12 +124,14 @@ class Machine(NamedTuple):
         architecture: sm_90, ...
         bandwidth: bytes / s that a copy reads and writes.
         rate: operations / s of a product of float32 matrices without TF32.
+        tensor_rate: the same with TF32.
     """
 
     name: str
     architecture: str
     bandwidth: float
     rate: float
+    tensor_rate: float
 
 
 def measure_machine(device: torch.device) -> Machine:
@@ -124,11 +142,13 @@ def measure_machine(device: torch.device) -> Machine:
     del source, target
     matrix = torch.randn(8192, 8192, device=device)
     precision = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    product = seconds(lambda: matrix @ matrix)
+    rates = []
+    for allowed in ("highest", "high"):
+        torch.set_float32_matmul_precision(allowed)
+        rates.append(2 * 8192**3 / seconds(lambda: matrix @ matrix))
     torch.set_float32_matmul_precision(precision)
     return Machine(
-        torch.cuda.get_device_name(device), blocks.architecture_of(device), 2 * 2**30 / copy, 2 * 8192**3 / product
+        torch.cuda.get_device_name(device), blocks.architecture_of(device), 2 * 2**30 / copy, rates[0], rates[1]
     )
 
 
@@ -179,13 +199,15 @@ class Case(NamedTuple):
         spec: of the contract.
         channels: of its features.
         calls: of its kernels; makes the inputs on the device.
+        candidates: blocks that are tried besides the table's.
     """
 
     name: str
     op: str
-    spec: ContractionSpec | ConvolutionSpec
+    spec: ContractionSpec | ConvolutionSpec | ScalarMLPSpec
     channels: int
     calls: Callable[[Graph, torch.dtype], Iterator[Call]]
+    candidates: tuple[Block, ...] = CANDIDATES
 
 
 def harmonics(l_max: int) -> tuple[Irrep, ...]:
@@ -223,6 +245,23 @@ def cases(channels: int) -> Iterator[Case]:
             yield Case(
                 f"nequip l{l_max} {name}", NEQUIP_CONVOLUTION, convolved, channels, _convolution_calls(convolved)
             )
+    for name, network in networks(channels).items():
+        yield Case(f"mlp {name}", SCALAR_MLP, network, max(network.widths), _mlp_calls(network), OF_NETWORKS)
+
+
+def networks(channels: int) -> dict[str, ScalarMLPSpec]:
+    """Of Allegro with two layers of l_max 2 and twice as many scalars as channels, and NequIP's radial network."""
+    scalars, weights = 2 * channels, 3 * channels
+    return {
+        "two-body": ScalarMLPSpec((64,), (64,), scalars, "silu"),
+        "tensor weights": ScalarMLPSpec((scalars,), (), weights, "silu"),
+        "first": ScalarMLPSpec((scalars,), (), scalars + weights, "silu"),
+        "latent": ScalarMLPSpec((scalars, channels), (64,), scalars + weights, "silu"),
+        "latent wide": ScalarMLPSpec((scalars, channels), (128,), scalars + weights, "silu"),
+        "latent last": ScalarMLPSpec((scalars, scalars, channels), (64,), scalars, "silu"),
+        "read-out": ScalarMLPSpec((scalars,) * 3, (32,), 1, "silu"),
+        "radial": ScalarMLPSpec((8,), (128,), 11 * channels, "silu"),
+    }
 
 
 def _contraction_calls(spec: ContractionSpec) -> Callable[[Graph, torch.dtype], Iterator[Call]]:
@@ -284,6 +323,29 @@ def _convolution_calls(spec: ConvolutionSpec) -> Callable[[Graph, torch.dtype], 
     return calls
 
 
+def _mlp_calls(spec: ScalarMLPSpec) -> Callable[[Graph, torch.dtype], Iterator[Call]]:
+    def calls(graph: Graph, dtype: torch.dtype) -> Iterator[Call]:
+        made = mlp.kernels_of(mlp.describe(spec, blocks.architecture_of(graph.types.device), dtype))
+        rows = graph.edge_shift.shape[0]
+        tensors = _normal(mlp_shapes(spec, rows), graph, dtype)
+        inputs, weights = tensors[: len(spec.inputs)], tensors[len(spec.inputs) :]
+        grad = torch.randn(rows, spec.out, dtype=dtype, device=inputs[0].device)
+        arguments: dict[str, tuple[Any, ...]] = {
+            "forward": (inputs, weights),
+            "backward": (inputs, weights, grad),
+        }
+        floor = floors.of_mlp(spec, rows, grad.element_size())
+        for name, given in arguments.items():
+
+            def make(block: Block, name: str = name, given: tuple[Any, ...] = given) -> Callable[[], Any]:
+                kernels = mlp.Kernels(spec, dtype, made.blocks | {name: block})
+                return lambda: getattr(kernels, name)(*given)
+
+            yield Call(name, mlp.in_registers(spec), floor[name], make, made.blocks[name])
+
+    return calls
+
+
 def _normal(shapes: Mapping[str, tuple[int, ...]], graph: Graph, dtype: torch.dtype) -> list[Tensor]:
     return [torch.randn(shape, dtype=dtype, device=graph.types.device) for shape in shapes.values()]
 
@@ -341,7 +403,7 @@ def measure(case: Case, graph: Graph, dtype: torch.dtype, machine: Machine, *, t
         tried = [call.default]
         if tune:
             fits = blocks.next_power_of_two(case.channels)
-            tried += [block for block in CANDIDATES if block.channels <= fits and block != call.default]
+            tried += [block for block in case.candidates if block.channels <= fits and block != call.default]
         times = {}
         for block in tried:
             try:
@@ -352,7 +414,7 @@ def measure(case: Case, graph: Graph, dtype: torch.dtype, machine: Machine, *, t
                     raise
                 print(f"{case.name}, {call.kernel}: {block} does not fit: {error}", file=sys.stderr)
         best = min(times, key=lambda block: times[block])
-        floor = call.floor.seconds(machine.bandwidth, machine.rate)
+        floor = call.floor.seconds(machine.bandwidth, machine.rate, machine.tensor_rate)
         yield Figure(
             case=case.name,
             op=case.op,

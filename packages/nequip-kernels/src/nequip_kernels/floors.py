@@ -6,9 +6,10 @@ the second-level cache serves is not counted, so that a floor is a floor. Operat
 
 from __future__ import annotations
 
+import itertools
 from typing import NamedTuple
 
-from nequip_core.ops.contracts import ContractionSpec, ConvolutionSpec
+from nequip_core.ops.contracts import ContractionSpec, ConvolutionSpec, ScalarMLPSpec
 from nequip_kernels.contraction.table import Table as ContractionTable
 from nequip_kernels.convolution.table import Table as ConvolutionTable
 
@@ -19,19 +20,23 @@ class Floor(NamedTuple):
     Attributes:
         bytes: read and written.
         operations: additions and multiplications.
+        products: TF32 products of tensor cores for each of these; 0: they are not done by tensor cores.
     """
 
     bytes: int
     operations: int
+    products: int = 0
 
-    def seconds(self, bandwidth: float, rate: float) -> float:
+    def seconds(self, bandwidth: float, rate: float, tensor_rate: float = float("inf")) -> float:
         """The longer of both.
 
         Args:
             bandwidth: bytes / s of a copy.
             rate: operations / s.
+            tensor_rate: TF32 operations / s of tensor cores.
         """
-        return max(self.bytes / bandwidth, self.operations / rate)
+        computing = self.products * self.operations / tensor_rate if self.products else self.operations / rate
+        return max(self.bytes / bandwidth, computing)
 
 
 def of_contraction(
@@ -74,4 +79,15 @@ def of_convolution(spec: ConvolutionSpec, atoms: int, edges: int, itemsize: int)
         "forward": Floor(itemsize * (weights + harmonics + h + out), 3 * products),
         "backward": Floor(itemsize * (2 * (weights + harmonics + h) + out), 8 * products),
         "double_backward": Floor(itemsize * (3 * (weights + harmonics + h) + 2 * out), 18 * products),
+    }
+
+
+def of_mlp(spec: ScalarMLPSpec, rows: int, itemsize: int) -> dict[str, Floor]:
+    """The floor of every operator of a network of scalars; its hidden layers are computed again for a derivative."""
+    fan_in, *_, out = spec.widths
+    products = [one * other for one, other in itertools.pairwise(spec.widths)]
+    tensor = 3 if itemsize == 4 else 0
+    return {
+        "forward": Floor(itemsize * rows * (fan_in + out), 2 * rows * sum(products), tensor),
+        "backward": Floor(itemsize * rows * (2 * fan_in + out), 2 * rows * (2 * sum(products) - products[-1]), tensor),
     }

@@ -15,11 +15,19 @@ import torch
 from nequip_core.ops.contracts import ScalarMLPSpec
 from nequip_kernels.emit import HEAD
 
-PRECISION = {
-    torch.float32: 'input_precision="tf32x3"',
-    torch.float64: 'input_precision="ieee", out_dtype=tl.float64',
-}
-"""Of products: three of tensor cores for one of float32 numbers, whose rounding errors are those of float32."""
+FEW = 8
+"""Sums of so few products are rounded so little in float32 that three products of tensor cores are not as good."""
+
+
+def precision(dtype: torch.dtype, terms: int) -> str:
+    """Of sums of so many products: three of tensor cores for one of float32 numbers.
+
+    Triton adds the product of each piece to the sum itself, rounded to nearest; tensor cores would truncate the sum.
+    """
+    if dtype == torch.float64:
+        return 'input_precision="ieee", out_dtype=tl.float64'
+    return 'input_precision="ieee"' if terms < FEW else 'input_precision="tf32x3"'
+
 
 VALUE = {
     "silu": ["f = tl.sigmoid({z})", "a = {z} * f"],
@@ -62,7 +70,7 @@ class Writer:
     """One function that is being written."""
 
     def __init__(self, spec: ScalarMLPSpec, dtype: torch.dtype, piece: int) -> None:
-        self.spec, self.piece, self.precision = spec, piece, PRECISION[dtype]
+        self.spec, self.dtype, self.piece = spec, dtype, piece
         self.lines: list[str] = []
         self.parts = range(len(spec.inputs))
         self.first_rows = [sum(spec.inputs[:n]) for n in self.parts]
@@ -109,12 +117,12 @@ class Writer:
                         for m in self._pieces(0)
                     ]
                     self(f"    for k in range(0, {spec.inputs[part]}, BK):", self._load_input(part))
-                    self(*(f"        {self._dot(*one)}" for one in with_weights))
+                    self(*(f"        {self._dot(spec.widths[0], *one)}" for one in with_weights))
             else:
                 for m in self._pieces(n):
                     for k in self._pieces(n - 1):
                         weight = self._weight(n, f"{k * self.piece}", f"{m * self.piece}")
-                        self(f"    {self._dot(f'z{n}_{m}', f'a{n - 1}_{k}', weight)}")
+                        self(f"    {self._dot(spec.widths[n], f'z{n}_{m}', f'a{n - 1}_{k}', weight)}")
             for m in self._pieces(n):
                 self(f"    z{n}_{m} = z{n}_{m} * {spec.alphas[n]!r}")
                 if not (keep and n == len(spec.hidden) - 1):  # whose value a derivative has no use for
@@ -125,13 +133,14 @@ class Writer:
         self(f"    for n in range(0, {spec.out}, BK):", "        y = tl.zeros((BE, BK), dtype)")
         if spec.hidden:
             for m in self._pieces(last - 1):
-                self(f"        {self._dot('y', f'a{last - 1}_{m}', self._weight(last, f'{m * self.piece}', 'n'))}")
+                weight = self._weight(last, f"{m * self.piece}", "n")
+                self(f"        {self._dot(spec.widths[last], 'y', f'a{last - 1}_{m}', weight)}")
         else:
             for part in self.parts:
                 self._rows_of(part, depth=2)
                 weight = self._weight(0, f"{self.first_rows[part]} + k", "n", part)
                 self(f"        for k in range(0, {spec.inputs[part]}, BK):", self._load_input(part, depth=3))
-                self(f"            {self._dot('y', 'x', weight)}")
+                self(f"            {self._dot(spec.widths[0], 'y', 'x', weight)}")
         self(
             f"        out_at = out + (e * {spec.out})[:, None] + (n + c)[None, :]",
             f"        tl.store(out_at, y * {spec.alphas[last]!r}, mask={self._mask('row', 'n', spec.out)})",
@@ -147,14 +156,15 @@ class Writer:
         self(*(f"    d{last - 1}_{m} = tl.zeros((BE, BK), dtype)" for m in self._pieces(last - 1)))
         self(f"    for n in range(0, {spec.out}, BK):", f"        {self._load_grad()}")
         for m in self._pieces(last - 1):
-            self(f"        {self._dot(f'd{last - 1}_{m}', 'g', self._transposed(last, f'{m * self.piece}', 'n'))}")
+            weight = self._transposed(last, f"{m * self.piece}", "n")
+            self(f"        {self._dot(spec.out, f'd{last - 1}_{m}', 'g', weight)}")
         for n in reversed(range(last)):
             for m in self._pieces(n):
                 if n < last - 1:
                     self(f"    d{n}_{m} = tl.zeros((BE, BK), dtype)")
                     for k in self._pieces(n + 1):
                         weight = self._transposed(n + 1, f"{m * self.piece}", f"{k * self.piece}")
-                        self(f"    {self._dot(f'd{n}_{m}', f'd{n + 1}_{k}', weight)}")
+                        self(f"    {self._dot(spec.widths[n + 2], f'd{n}_{m}', f'd{n + 1}_{k}', weight)}")
                 self._apply(SLOPE, f"z{n}_{m}", "slope")
                 self(f"    d{n}_{m} = d{n}_{m} * slope * {spec.alphas[n + 1]!r}")
         self._to_inputs([f"d0_{m}" for m in self._pieces(0)])
@@ -168,11 +178,11 @@ class Writer:
             if spec.hidden:
                 for m, one in enumerate(pieces):
                     weight = self._transposed(0, f"{self.first_rows[part]} + k", f"{m * self.piece}", part)
-                    self(f"        {self._dot('y', one, weight)}")
+                    self(f"        {self._dot(spec.widths[1], 'y', one, weight)}")
             else:
                 weight = self._transposed(0, f"{self.first_rows[part]} + k", "n", part)
                 self(f"        for n in range(0, {spec.out}, BK):", f"            {self._load_grad()}")
-                self(f"            {self._dot('y', 'g', weight)}")
+                self(f"            {self._dot(spec.out, 'y', 'g', weight)}")
             self(
                 f"        dx_at = dx{part} + (e * {width})[:, None] + (k + c)[None, :]",
                 f"        tl.store(dx_at, y * {spec.alphas[0]!r}, mask={self._mask('row', 'k', width)})",
@@ -180,8 +190,9 @@ class Writer:
 
     # Lines
 
-    def _dot(self, total: str, one: str, other: str) -> str:
-        return f"{total} = tl.dot({one}, {other}, {total}, {self.precision})"
+    def _dot(self, terms: int, total: str, one: str, other: str) -> str:
+        """Add the product of two pieces to a sum of so many terms in all."""
+        return f"{total} = tl.dot({one}, {other}, {total}, {precision(self.dtype, terms)})"
 
     def _apply(self, table: dict[str, list[str]], z: str, name: str) -> None:
         self(*("    " + line.format(z=z) for line in table[self.spec.nonlinearity]), f"    {name} = a")

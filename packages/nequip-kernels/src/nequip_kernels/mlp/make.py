@@ -13,7 +13,7 @@ from nequip_kernels import requirements
 from nequip_kernels.blocks import architecture_of
 from nequip_kernels.mlp import accuracy
 
-WIDEST = 512
+WIDEST = 256
 """Largest sum of the widths of hidden layers: a program keeps them all in registers."""
 
 
