@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 from ase import Atoms
+from filelock import FileLock
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "lammps"))  # for what tests/lammps has
 
@@ -64,17 +65,22 @@ class OnDevice(Model):
 
 
 @pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, OnDevice]:
-    """Compiled for the device, both at the same time."""
-    folder = tmp_path_factory.mktemp("lammps")
+def models(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> dict[str, OnDevice]:
+    """Compiled for the device, both at the same time, once for all workers."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base if worker_id == "master" else base.parent) / "lammps_models"
+    folder.mkdir(exist_ok=True)
 
     def make(name: str) -> OnDevice:
         made = OnDevice(folder / f"{name}.nequip.zip", folder / f"{name}.nequip.pt2")
-        write_model(made.package, MODELS[name])
-        command = [sys.executable, "-m", "nequip_core", "compile", str(made.package), str(made.compiled)]
-        command += ["--target", "lammps", "--device", DEVICE]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stdout + done.stderr
+        with FileLock(folder / f"{name}.lock"):
+            if made.compiled.exists():
+                return made
+            write_model(made.package, MODELS[name])
+            command = [sys.executable, "-m", "nequip_core", "compile", str(made.package), str(made.compiled)]
+            command += ["--target", "lammps", "--device", DEVICE]
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            assert done.returncode == 0, done.stdout + done.stderr
         return made
 
     with ThreadPoolExecutor() as pool:
