@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import wraps
+from typing import Any
 
 import pytest
 
@@ -14,4 +18,50 @@ def _cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Nothing is kept in the home folder."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(ENVIRONMENT, str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@contextmanager
+def _unobserved() -> Iterator[None]:
+    """Nothing in this block counts as covered."""
+    tracer = sys.gettrace()
+    sys.settrace(None)
+    try:
+        yield
+    finally:
+        sys.settrace(tracer)
+
+
+def _unobserving(function: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(function)
+    def call(*args: Any, **keys: Any) -> Any:
+        with _unobserved():
+            return function(*args, **keys)
+
+    return call
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _torch_at_work() -> Iterator[None]:
+    """Coverage does not watch torch trace and compile, which would take twice as long (Python 3.11)."""
+    if sys.gettrace() is None:
+        yield
+        return
+    import torch
+
+    import nequip_core.tracing
+    from nequip_core.training.compiled import CompiledFunction
+
+    make_fx, compiling = nequip_core.tracing.make_fx, CompiledFunction.compiling
+
+    @contextmanager
+    def unobserved_compiling(compiled: CompiledFunction) -> Iterator[None]:
+        with compiling(compiled), _unobserved():
+            yield
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(nequip_core.tracing, "make_fx", lambda *args, **keys: _unobserving(make_fx(*args, **keys)))
+        patch.setattr(CompiledFunction, "compiling", unobserved_compiling)
+        for module, name in ((torch.export, "export"), (torch._inductor, "aoti_compile_and_package")):
+            patch.setattr(module, name, _unobserving(getattr(module, name)))
         yield
