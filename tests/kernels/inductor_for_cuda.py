@@ -1,6 +1,6 @@
 """The code that Inductor writes for an H100 around our operators, on a machine without a GPU: printed, never run.
 
-    python tests/kernels/inductor_for_cuda.py contraction|convolution
+    python tests/kernels/inductor_for_cuda.py contraction|convolution|mlp
 
 Tensors are fake, and what Inductor asks of a GPU is answered from a list. A process of its own: torch remembers some of
 the answers.
@@ -29,11 +29,13 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from triton.backends.compiler import GPUTarget
 
 from nequip_core.o3 import SCALAR, Irrep, Irreps
-from nequip_core.ops.contracts import ContractionSpec, ConvolutionSpec
+from nequip_core.ops.contracts import ContractionSpec, ConvolutionSpec, ScalarMLPSpec
 from nequip_kernels.contraction import kernels as contraction_kernels
 from nequip_kernels.contraction import operators as contraction
 from nequip_kernels.convolution import kernels as convolution_kernels
 from nequip_kernels.convolution import operators as convolution
+from nequip_kernels.mlp import kernels as mlp_kernels
+from nequip_kernels.mlp import operators as mlp
 
 ATOMS, EDGES, CHANNELS = 97, 4001, 64
 HARMONICS = (SCALAR, Irrep(1, -1))
@@ -71,6 +73,23 @@ def of_convolution() -> tuple[Callable[..., Any], list[tuple[int, ...]]]:
         return [of_g.sin(), of_h.sin(), of_Y, of_R.sin()]
 
     return function, [(ATOMS, spec.irreps_in.dim), (EDGES, 4), (EDGES, spec.num_weights)]
+
+
+def of_mlp() -> tuple[Callable[..., Any], list[tuple[int, ...]]]:
+    """Value and first derivative of a network of which parts of the columns go into another."""
+    first, second = (ScalarMLPSpec(inputs, (64,), 96, "silu") for inputs in ((64, 32), (64, 32)))
+    texts = [mlp_kernels.describe(spec, "sm_90", torch.float32) for spec in (first, second)]
+
+    def function(_: Tensor, __: Tensor, x: Tensor, y: Tensor, *weights: Tensor) -> list[Tensor]:
+        x, own, other = x.sin(), list(weights[:2]), list(weights[2:])
+        scalars, rest = mlp.mlp([x, y], own, texts[0]).split_with_sizes([64, 32], 1)
+        moved = rest * y
+        grad = mlp.mlp([scalars, moved], other, texts[1]).cos()
+        by_scalars, by_rest = mlp.mlp_backward([scalars, moved], other, grad, texts[1])
+        by_both = torch.cat([by_scalars, by_rest * y], dim=1)
+        return mlp.mlp_backward([x, y], own, by_both, texts[0])
+
+    return function, [(EDGES, 64), (EDGES, 32), *[first.widths[:2], first.widths[1:]] * 2]
 
 
 class Driver:
@@ -148,7 +167,7 @@ def pretended() -> ExitStack:
 def main(what: str) -> None:
     """Print the code."""
     triton.runtime.driver.set_active(Driver())
-    function, shapes = {"contraction": of_contraction, "convolution": of_convolution}[what]()
+    function, shapes = {"contraction": of_contraction, "convolution": of_convolution, "mlp": of_mlp}[what]()
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     with pretended(), torch.no_grad():
         with mode:

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 
+from nequip_core.nn.mlp import MLP
 from nequip_core.ops.contraction import DenseContraction
 from nequip_core.ops.reference import DenseConvolution, TwoForms
 from nequip_core.plugins.manager import load_registry
@@ -19,6 +20,7 @@ from nequip_core.testing import checks, systems
 from nequip_core.testing.checks import Case, make_case
 from nequip_kernels.contraction.make import KernelContraction
 from nequip_kernels.convolution.make import KernelConvolution
+from nequip_kernels.mlp.make import KernelMLP
 
 CPU = torch.device("cpu")
 MODELS = {
@@ -44,6 +46,8 @@ def with_our_operators(potential: Potential) -> int:
             if isinstance(child, TwoForms):
                 setattr(parent, name, ours_for(child.dense))
                 count += 1
+        if isinstance(parent, MLP):
+            parent.chosen = KernelMLP(parent.spec, torch.float64, CPU)
     return count
 
 
