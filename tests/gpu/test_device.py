@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sysconfig
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +25,7 @@ from nequip_core.testing import systems
 from nequip_core.testing.checks import Case, make_case
 
 pytestmark = pytest.mark.gpu
-NEQUIP = Path(sysconfig.get_path("scripts")) / "nequip"
+NEQUIP = [sys.executable, "-m", "nequip_core"]
 
 
 @pytest.fixture(scope="module")
@@ -112,7 +112,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def nequip(folder: Path, *words: str) -> str:
-    done = subprocess.run([NEQUIP, *words], cwd=folder, capture_output=True, text=True, check=False)
+    done = subprocess.run([*NEQUIP, *words], cwd=folder, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -162,7 +162,7 @@ def test_doctor_names_the_device(run: Path):
 
 def test_a_device_that_is_not_there_is_refused(run: Path):
     done = subprocess.run(
-        [NEQUIP, "evaluate", "run", "cu.xyz", "--device", "cuda:99"],
+        [*NEQUIP, "evaluate", "run", "cu.xyz", "--device", "cuda:99"],
         cwd=run,
         capture_output=True,
         text=True,
