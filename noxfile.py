@@ -118,7 +118,8 @@ def gpu_tests(session: nox.Session) -> None:
     if seen.returncode:
         print("gpu_tests: this machine has no CUDA device that torch can use, so nothing was tested.", file=sys.stderr)
         sys.exit(NO_DEVICE)
-    run(session, exe, "-m", "pytest", "-m", "gpu", "tests/gpu", *session.posargs)
+    some = session.posargs or ["-n", "8", "--dist", "loadgroup"]  # Triton and Inductor compile for minutes
+    run(session, exe, "-m", "pytest", "-m", "gpu", "tests/gpu", *some)
 
 
 @shared

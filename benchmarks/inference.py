@@ -20,7 +20,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent / "peers"))
-from sides import EndedError, Program, compare, hardware, start, write
+from sides import EndedError, Program, Side, compare, hardware, start, write
+from systems import compiled_file
 from timing import SECONDS
 
 CASES = (
@@ -50,7 +51,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", default="4", help="of timing for each figure of a round")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--only", default="", help="cases whose names hold this word")
+    parser.add_argument("--only", default="", help="cases whose names hold one of these words (a,b)")
     parser.add_argument("--tiny", action="store_true", help="small models, to try this script")
     parser.add_argument("--files", type=Path, help="folder where compiled files stay")
     parser.add_argument("--compile-only", action="store_true", help="into --files; measure nothing")
@@ -79,15 +80,27 @@ def main() -> int:
         wanted = [name for name in wanted if not name.startswith("theirs")]
     programs = {name: known[name] for name in wanted}
     usual = CASES if options.device == "cuda" else ON_CPU
-    cases = [case for case in (TINY if options.tiny else usual) if options.only in " ".join(case)]
+    cases = [
+        case
+        for case in (TINY if options.tiny else usual)
+        if any(word in " ".join(case) for word in options.only.split(","))
+    ]
     remarks = {"hardware": hardware(options.device, options.threads)}
     failed = compile_all(programs, cases, options)
     if options.compile_only:
         return bool(failed)
     rows = []
-    for case in cases:
+
+    def begin(case: tuple[str, str]) -> dict[str, Side]:
         able = {name: program for name, program in programs.items() if (name, case[0]) not in failed}
-        rows += compare(start(able, case, options.device, options.threads), case, FIGURES, options.rounds, remarks)
+        return start(able, case, options.device, options.threads)
+
+    ready = {case: begin(case) for case in cases} if options.device == "cuda" else {}  # which saves minutes
+    for sides in ready.values():
+        for one in sides.values():
+            one.wait()
+    for case in cases:
+        rows += compare(ready.get(case) or begin(case), case, FIGURES, options.rounds, remarks)
         write(options.out, rows)
     return bool(failed)
 
@@ -96,9 +109,11 @@ def compile_all(
     programs: dict[str, Program], cases: Sequence[tuple[str, str]], options: argparse.Namespace
 ) -> set[tuple[str, str]]:
     """Write the files of all models, at the same time; the (side, model) that failed, which are then left out."""
-    made = {name: program for name, program in programs.items() if program.mode != "eager"}
     first = {model: (model, system) for model, system in reversed(cases)}
-    sides = {model: start(made, case, options.device, options.threads) for model, case in first.items()}
+    sides = {}
+    for model, case in first.items():
+        wanted = {name: program for name, program in programs.items() if not file_of(program, case, options).exists()}
+        sides[model] = start(wanted, case, options.device, options.threads)
     failed = set()
     for model, of_model in sides.items():
         for name, one in of_model.items():
@@ -109,6 +124,14 @@ def compile_all(
                 print(f"{model} without {name}: {error}", flush=True)
                 failed.add((name, model))
     return failed
+
+
+def file_of(program: Program, case: tuple[str, str], options: argparse.Namespace) -> Path:
+    """What a side compiles; for an eager side this script, which is there."""
+    if program.mode == "eager":
+        return Path(__file__)
+    side = "ours" if program.script.startswith("our") else "theirs"
+    return compiled_file(program.words[0], side, *case, program.mode, options.device)
 
 
 if __name__ == "__main__":

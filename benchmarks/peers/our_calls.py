@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from systems import MODELS, SYSTEMS, TYPES
+from systems import MODELS, SYSTEMS, TYPES, compiled_file
 from timing import answer, median_ms, peak_memory_mb, report, start_memory
 
 from nequip_core.engines.ase import NequIPCalculator
@@ -59,7 +59,7 @@ def main(model_name: str, name: str, threads: int, device: str, mode: str, files
     torch.set_num_threads(threads)
     registry = load_registry()
     types = TYPES[name]
-    file = Path(files) / f"ours_{model_name}_{''.join(types)}_{mode}_{device}.nequip.pt2"
+    file = compiled_file(files, "ours", model_name, name, mode, device)
     start = time.perf_counter()
     if mode == "eager" or not file.exists():
         with tempfile.TemporaryDirectory() as folder:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import itertools
 import json
@@ -49,9 +50,21 @@ class Side:
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
         )
+        self.ready: dict[str, float] | None = None
+
+    def wait(self) -> None:
+        """Until it is ready, or has ended."""
+        with contextlib.suppress(EndedError):  # which `figures` says again
+            self.ready = self._answer()
 
     def figures(self) -> dict[str, float]:
         """The next line of JSON that it prints."""
+        if self.ready is not None:
+            found, self.ready = self.ready, None
+            return found
+        return self._answer()
+
+    def _answer(self) -> dict[str, float]:
         assert self.process.stdout is not None
         for line in self.process.stdout:
             if line.startswith("{"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 from ase import Atoms
@@ -100,6 +101,11 @@ TYPES = {
     "molecules_32x30": ["H", "C", "O"],
     "molecules_4x8": ["H", "C", "O"],
 }
+
+
+def compiled_file(folder: str | Path, side: str, model: str, system: str, mode: str, device: str) -> Path:
+    """Where the file of a model for the types of a system is."""
+    return Path(folder).resolve() / f"{side}_{model}_{''.join(TYPES[system])}_{mode}_{device}.nequip.pt2"
 
 
 def labels(frames: list[Atoms]) -> tuple[np.ndarray, np.ndarray]:

@@ -20,7 +20,7 @@ from nequip.integrations.ase import NequIPCalculator
 from nequip.train import NequIPLightningModule
 from nequip.utils.global_state import set_global_state
 from nequip.utils.versions import get_current_code_versions
-from systems import MODELS, SYSTEMS, TYPES
+from systems import MODELS, SYSTEMS, TYPES, compiled_file
 from timing import answer, median_ms, peak_memory_mb, report, start_memory
 
 MODIFIERS = {
@@ -109,7 +109,7 @@ def main(model_name: str, name: str, threads: int, device: str, mode: str, files
     types = TYPES[name]
     (atoms,) = SYSTEMS[name]()
     cutoff = MODELS[model_name]["cutoff"]
-    file = Path(files).resolve() / f"theirs_{model_name}_{''.join(types)}_{mode}_{device}.nequip.pt2"
+    file = compiled_file(files, "theirs", model_name, name, mode, device)
     start = time.perf_counter()
     if mode == "eager" or not file.exists():
         with (
