@@ -1,6 +1,7 @@
 """What ptxas makes of the kernels for an H100, on a machine without a GPU: registers, spills, shared memory.
 
 python tests/kernels/resources.py [--l-max 1 2 3] [--parity] [--dtype float32] [--channels 64] [--op contraction]
+python tests/kernels/resources.py --op mlp [--channels 64]
 """
 
 from __future__ import annotations
@@ -23,14 +24,25 @@ from triton.compiler import ASTSource
 
 from nequip_allegro.model import AllegroConfig, _layouts
 from nequip_core.models.nequip import NequIPConfig, layouts
-from nequip_core.ops.contracts import ALLEGRO_CONTRACT, NEQUIP_CONVOLUTION, ContractionSpec, ConvolutionSpec
+from nequip_core.ops.contracts import (
+    ALLEGRO_CONTRACT,
+    NEQUIP_CONVOLUTION,
+    SCALAR_MLP,
+    ContractionSpec,
+    ConvolutionSpec,
+    ScalarMLPSpec,
+)
 from nequip_kernels import sources
+from nequip_kernels.benchmark import networks
 from nequip_kernels.blocks import Block, choose
 from nequip_kernels.contraction.generate import source
 from nequip_kernels.contraction.kernels import NAMES, in_table
 from nequip_kernels.contraction.table import Table
 from nequip_kernels.convolution import generate as convolution
 from nequip_kernels.convolution.table import Table as ConvolutionTable
+from nequip_kernels.mlp import generate as mlp
+from nequip_kernels.mlp.kernels import ANY_CHANNELS, in_registers
+from nequip_kernels.mlp.kernels import NAMES as MLP_NAMES
 
 TARGET = GPUTarget("cuda", 90, 32)
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
@@ -65,7 +77,11 @@ def compiled(function: Any, dtype: torch.dtype, constants: dict[str, int], warps
         name: "constexpr" if name in constants else WHOLE[name] if name in WHOLE else POINTER[dtype]
         for name in function.arg_names
     }
-    aligned = {(n,): [["tt.divisibility", 16]] for n, kind in enumerate(signature.values()) if kind.startswith("*")}
+    aligned = {
+        (n,): [["tt.divisibility", 16]]
+        for n, (name, kind) in enumerate(signature.items())
+        if kind.startswith("*") or name in STRIDES
+    }
     start = time.perf_counter()
     result = triton.compile(
         ASTSource(function, signature, constants, aligned),
@@ -86,7 +102,15 @@ def compiled(function: Any, dtype: torch.dtype, constants: dict[str, int], warps
     return Resources(registers, stack, shared, instructions, atomics, barriers, seconds)
 
 
-WHOLE = {"row_ptr": "*i64", "by_neighbor": "*i64", "neighbor": "*i64", "neighbor_ptr": "*i64", "atoms": "i32"}
+STRIDES = {f"s{name}": "i32" for name in ("g", *range(9))}
+WHOLE = STRIDES | {
+    "rows": "i32",
+    "row_ptr": "*i64",
+    "by_neighbor": "*i64",
+    "neighbor": "*i64",
+    "neighbor_ptr": "*i64",
+    "atoms": "i32",
+}
 
 
 def _tool(name: str, *arguments: object) -> str:
@@ -152,10 +176,28 @@ def convolution_jobs(options: argparse.Namespace, l_max: int, dtype: torch.dtype
                 yield f"{layer}.{n}", group.terms, name, block, make
 
 
+def of_mlp(spec: ScalarMLPSpec, dtype: torch.dtype, name: str, block: Block) -> Resources:
+    """One kernel of a network of scalars."""
+    function = getattr(sources.load(mlp.source(spec, dtype, block.channels)), f"mlp_{name}")
+    return compiled(function, dtype, {"BE": block.edges, "BK": block.channels}, block.warps)
+
+
+def mlp_jobs(options: argparse.Namespace, l_max: int, dtype: torch.dtype) -> Iterator[Job]:
+    """Every kernel of the benchmark's networks."""
+    for network, spec in networks(options.channels).items():
+        size = in_registers(spec)
+        for name in options.kernel or MLP_NAMES:
+            block = options.block or choose("sm_90", SCALAR_MLP, name, dtype, size, ANY_CHANNELS)
+            yield network, size, name, block, functools.partial(of_mlp, spec, dtype, name, block)
+
+
+JOBS = {"contraction": contraction_jobs, "convolution": convolution_jobs, "mlp": mlp_jobs}
+
+
 def main() -> None:
     """Print a line for each kernel."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--op", choices=["contraction", "convolution"], default="contraction")
+    parser.add_argument("--op", choices=list(JOBS), default="contraction")
     parser.add_argument("--l-max", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--parity", action="store_true")
     parser.add_argument("--layers", type=int, default=3)
@@ -165,9 +207,9 @@ def main() -> None:
     parser.add_argument("--block", type=int, nargs=3, metavar=("CHANNELS", "EDGES", "WARPS"))
     options = parser.parse_args()
     options.block = Block(*options.block) if options.block else None
-    jobs = contraction_jobs if options.op == "contraction" else convolution_jobs
+    jobs = JOBS[options.op]
     print("op,l_max,parity,layer,terms,kernel,block,registers,stack,shared,instructions,atomics,barriers,seconds")
-    for l_max in options.l_max:
+    for l_max in [0] if options.op == "mlp" else options.l_max:
         for layer, terms, name, block, make in jobs(options, l_max, getattr(torch, options.dtype)):
             found, sizes = make(), "x".join(map(str, block))
             numbers = ",".join(map(str, found[:-1]))
