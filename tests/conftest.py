@@ -42,13 +42,15 @@ def _unobserving(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @pytest.fixture(autouse=True, scope="session")
-def _torch_at_work() -> Iterator[None]:
-    """Coverage does not watch torch trace and compile, which would take twice as long (Python 3.11)."""
+def _libraries_at_work() -> Iterator[None]:
+    """Coverage does not watch torch trace and compile, or Hydra compose: it would double their time (Python 3.11)."""
     if sys.gettrace() is None:
         yield
         return
     import torch
+    from hydra.core.config_store import ConfigStore
 
+    import nequip_core.config.compose
     import nequip_core.tracing
     from nequip_core.training.compiled import CompiledFunction
 
@@ -62,6 +64,11 @@ def _torch_at_work() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(nequip_core.tracing, "make_fx", lambda *args, **keys: _unobserving(make_fx(*args, **keys)))
         patch.setattr(CompiledFunction, "compiling", unobserved_compiling)
-        for module, name in ((torch.export, "export"), (torch._inductor, "aoti_compile_and_package")):
-            patch.setattr(module, name, _unobserving(getattr(module, name)))
+        for owner, name in (
+            (torch.export, "export"),
+            (torch._inductor, "aoti_compile_and_package"),
+            (nequip_core.config.compose, "hydra_compose"),
+            (ConfigStore, "store"),
+        ):
+            patch.setattr(owner, name, _unobserving(getattr(owner, name)))
         yield
