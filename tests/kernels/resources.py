@@ -71,7 +71,7 @@ class Resources(NamedTuple):
     seconds: float
 
 
-def compiled(function: Any, dtype: torch.dtype, constants: dict[str, int], warps: int) -> Resources:
+def compiled(function: Any, dtype: torch.dtype, constants: dict[str, int], block: Block) -> Resources:
     """Compile a generated function for an H100."""
     signature = {
         name: "constexpr" if name in constants else WHOLE[name] if name in WHOLE else POINTER[dtype]
@@ -86,7 +86,7 @@ def compiled(function: Any, dtype: torch.dtype, constants: dict[str, int], warps
     result = triton.compile(
         ASTSource(function, signature, constants, aligned),
         target=TARGET,
-        options={"num_warps": warps, "num_stages": 1},
+        options={"num_warps": block.warps, "num_stages": block.stages},
     )
     seconds = time.perf_counter() - start
     with tempfile.TemporaryDirectory() as folder:
@@ -125,7 +125,7 @@ def of_contraction(spec: ContractionSpec, dtype: torch.dtype, name: str, block: 
     block = block or choose("sm_90", ALLEGRO_CONTRACT, known, dtype, len(table.terms), spec.channels)
     function = getattr(sources.load(source(table)), f"contract_{name}")
     constants = {"U": spec.channels, "BU": block.channels, "BE": block.edges}
-    return compiled(function, dtype, constants, block.warps)
+    return compiled(function, dtype, constants, block)
 
 
 def contractions(l_max: int, parity: bool, num_layers: int, channels: int) -> Iterator[ContractionSpec]:
@@ -142,7 +142,7 @@ def of_convolution(spec: ConvolutionSpec, dtype: torch.dtype, name: str, group: 
     constants = {"U": table.groups[group].channels, "BU": block.channels, "BE": block.edges}
     if name != "forward":
         constants |= {"SLOT": 0, "SLOTS": len(table.groups)}
-    return compiled(function, dtype, constants, block.warps)
+    return compiled(function, dtype, constants, block)
 
 
 def convolutions(l_max: int, parity: bool, num_layers: int, channels: int) -> Iterator[ConvolutionSpec]:
@@ -179,7 +179,7 @@ def convolution_jobs(options: argparse.Namespace, l_max: int, dtype: torch.dtype
 def of_mlp(spec: ScalarMLPSpec, dtype: torch.dtype, name: str, block: Block) -> Resources:
     """One kernel of a network of scalars."""
     function = getattr(sources.load(mlp.source(spec, dtype, block.channels)), f"mlp_{name}")
-    return compiled(function, dtype, {"BE": block.edges, "BK": block.channels}, block.warps)
+    return compiled(function, dtype, {"BE": block.edges, "BK": block.channels}, block)
 
 
 def mlp_jobs(options: argparse.Namespace, l_max: int, dtype: torch.dtype) -> Iterator[Job]:

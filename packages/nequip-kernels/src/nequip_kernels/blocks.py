@@ -25,11 +25,13 @@ class Block(NamedTuple):
         channels: of a program, a power of two.
         edges: of a tile, a power of two.
         warps: threads of a program / 32.
+        stages: tiles that a loop has in flight.
     """
 
     channels: int
     edges: int
     warps: int
+    stages: int = 1
 
 
 class Row(NamedTuple):

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.library import wrap_triton
 
 from nequip_kernels import sources
+from nequip_kernels.blocks import Block
 
 
 def launched(tensor: Tensor) -> bool:
@@ -72,21 +73,21 @@ class Functions:
         """The functions as they were written."""
         return sources.load(self.source())
 
-    def launch(self, name: str, grid: tuple[Any, int], sizes: Mapping[str, int], warps: int, *arguments: Any) -> None:
+    def launch(self, name: str, grid: tuple[Any, int], sizes: Mapping[str, int], block: Block, *arguments: Any) -> None:
         """Run one function.
 
         Args:
             name: of the function; it has the same sizes at every call.
             grid: programs, and blocks of channels.
             sizes: constants of the function.
-            warps: of a program.
+            block: warps and stages of a program.
             arguments: all others, in order.
         """
         if name not in self.sized:
             import triton
 
             # One configuration, so nothing is measured; torch's compilers know this form of a constant.
-            one = triton.Config(dict(sizes), num_warps=warps, num_stages=1)
+            one = triton.Config(dict(sizes), num_warps=block.warps, num_stages=block.stages)
             self.sized[name] = triton.autotune([one], key=[])(getattr(self.module, name))
         with _device_of(arguments[0]):
             wrap_triton(self.sized[name])[grid](*arguments)

@@ -70,7 +70,7 @@ class Kernels:
         """Run one kernel on so many programs for each block of channels."""
         block = self.blocks[name]
         sizes = {"U": self.spec.channels, "BU": block.channels, "BE": block.edges}
-        self.functions.launch(f"contract_{name}", (programs, self.channel_blocks(name)), sizes, block.warps, *arguments)
+        self.functions.launch(f"contract_{name}", (programs, self.channel_blocks(name)), sizes, block, *arguments)
 
     def channel_blocks(self, name: str) -> int:
         """How many programs share an atom."""

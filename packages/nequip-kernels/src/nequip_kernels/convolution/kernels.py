@@ -110,7 +110,7 @@ class Kernels:
                 sizes |= {"SLOT": slot, "SLOTS": slots}
             programs = -(-group.channels // block.channels)
             grid = row_ptr.shape[0], programs
-            self.functions.launch(f"convolve_{name}_{n}", grid, sizes, block.warps, *tensors, row_ptr)
+            self.functions.launch(f"convolve_{name}_{n}", grid, sizes, block, *tensors, row_ptr)
             slot += programs
 
     def _collect(self, messages: Tensor, h: Tensor, by_neighbor: Tensor, neighbor_ptr: Tensor) -> Tensor:
@@ -119,7 +119,7 @@ class Kernels:
         out = h.new_empty(h.shape[0], width)
         sizes = {"U": width, "BU": block.channels, "BE": block.edges}
         grid = neighbor_ptr.shape[0], -(-width // block.channels)
-        self.functions.launch("convolve_collect", grid, sizes, block.warps, messages, by_neighbor, out, neighbor_ptr)
+        self.functions.launch("convolve_collect", grid, sizes, block, messages, by_neighbor, out, neighbor_ptr)
         return out
 
     def _messages(self, harmonics: Tensor) -> Tensor:

@@ -68,7 +68,7 @@ class Kernels:
         block = self.blocks[name]
         sizes = {"BE": block.edges, "BK": block.channels}
         grid = rows // block.edges + 1, 1
-        self.functions[block.channels].launch(f"mlp_{name}", grid, sizes, block.warps, *arguments)
+        self.functions[block.channels].launch(f"mlp_{name}", grid, sizes, block, *arguments)
 
     def forward(self, inputs: Sequence[Tensor], weights: Sequence[Tensor]) -> Tensor:
         """The last layer's result."""
