@@ -174,7 +174,7 @@ def test_a_tensor_of_another_shape_is_refused() -> None:
 
 def test_a_models_network_is_the_kernel_where_it_is_not_trained() -> None:
     kernels = load_registry().kernels
-    mlp = MLP([[4, 3], 5, 6], ops=Ops(kernels, dtype=torch.float64)).double()
+    mlp = MLP([7, 5, 6], ops=Ops(kernels, dtype=torch.float64), inputs=[4, 3]).double()
     assert list(mlp.state_dict()) == ["weights.0", "weights.1"]
     mlp.chosen = KernelMLP(mlp.spec, torch.float64, CPU)
     inputs, _ = inputs_of(SPEC, 3)

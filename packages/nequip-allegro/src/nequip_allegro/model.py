@@ -96,19 +96,21 @@ class Allegro(nn.Module):
         self.latents = nn.ModuleList(
             MLP(
                 [
-                    [*[scalars] * (n + 1), channels],
+                    scalars * (n + 1) + channels,
                     *config.latent_mlp,
                     scalars + (weights if n < config.num_layers - 1 else 0),
                 ],
                 config.nonlinearity,
                 ops,
+                inputs=[*[scalars] * (n + 1), channels],
             )
             for n in range(config.num_layers)
         )
         self.readout = MLP(
-            [[scalars] * (config.num_layers + 1), *config.readout_mlp, 1],
+            [scalars * (config.num_layers + 1), *config.readout_mlp, 1],
             _or_common(config.readout_nonlinearity, config),
             ops,
+            inputs=[scalars] * (config.num_layers + 1),
         )
 
     def forward(self, graph: Graph, edge_vectors: Float[Tensor, "edges 3"]) -> Float[Tensor, "atoms"]:

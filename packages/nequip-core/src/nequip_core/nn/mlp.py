@@ -24,19 +24,24 @@ class MLP(nn.Module):
     which a kernel would compute again (decision 14).
 
     Args:
-        widths: of input, hidden layers and output; of the inputs a list if the input comes in several tensors.
+        widths: of input, hidden layers and output.
         nonlinearity: between layers; none follows the last one.
         ops: chooses who computes it where it is not trained; default: the reference.
+        inputs: of the tensors that are its input side by side; default: there is one.
     """
 
     def __init__(
-        self, widths: Sequence[int | Sequence[int]], nonlinearity: str = "silu", ops: Ops | None = None
+        self,
+        widths: Sequence[int],
+        nonlinearity: str = "silu",
+        ops: Ops | None = None,
+        *,
+        inputs: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
-        first, *others = widths
-        *hidden, out = (width for width in others if isinstance(width, int))
-        inputs = (first,) if isinstance(first, int) else tuple(first)
-        self.spec = ScalarMLPSpec(inputs, tuple(hidden), out, nonlinearity)
+        first, *hidden, out = widths
+        self.spec = ScalarMLPSpec((first,) if inputs is None else tuple(inputs), tuple(hidden), out, nonlinearity)
+        assert self.spec.widths[0] == first
         self.weights = nn.ParameterList(
             torch.empty(fan_in, fan_out).uniform_(-math.sqrt(3), math.sqrt(3))
             for fan_in, fan_out in itertools.pairwise(self.spec.widths)
