@@ -19,7 +19,7 @@ from nequip_core.testing.kernels import check_kernel, mlp_shapes
 from nequip_core.tracing import Sizes, trace
 from nequip_kernels.mlp import accuracy, operators
 from nequip_kernels.mlp.accuracy import Comparison, Errors
-from nequip_kernels.mlp.make import WIDEST, KernelMLP, make_mlp, refuses
+from nequip_kernels.mlp.make import WIDEST, KernelMLP, make_mlp, parts, refuses
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 SPEC = ScalarMLPSpec((4, 3), (5,), 6, "silu")
@@ -38,7 +38,7 @@ def test_on_the_cpu_operators_are_the_reference(hidden: tuple[int, ...], nonline
 
 def test_operators_keep_torchs_rules() -> None:
     inputs, weights = inputs_of(SPEC, 7)
-    text = make_mlp(SPEC, torch.float64, CPU).text
+    (text,) = make_mlp(SPEC, torch.float64, CPU).texts
     leaves = [[x.requires_grad_() for x in some] for some in (inputs, weights)]
     grad = torch.randn(7, SPEC.out, dtype=torch.float64, requires_grad=True)
     torch.library.opcheck(operators.mlp, (*leaves, text))
@@ -126,18 +126,27 @@ def test_compiled_whole_with_gradients_of_weights(tmp_path: Path, monkeypatch: p
 
 
 def test_what_is_refused_and_why(monkeypatch: pytest.MonkeyPatch) -> None:
-    wide = ScalarMLPSpec((4,), (WIDEST, 1), 1, "silu")
     assert refuses(SPEC, torch.float32, CPU) == "runs on cuda, not on cpu"
     assert refuses(SPEC, torch.float32, CUDA) is None
-    assert f"room for {WIDEST}" in str(refuses(wide, torch.float32, CUDA))
+    worse = SPEC.__class__((4,), (5,), 6, "silu")
+    monkeypatch.setattr(accuracy, "reason", lambda spec, device: "errors" if spec == worse else None)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (9, 0))
     ops = Ops(load_registry().kernels, device="cuda")
-    for spec in (SPEC, wide):
+    for spec in (SPEC, worse):
         ops.make(SCALAR_MLP, spec)
-    report = ops.report[SCALAR_MLP]
-    assert report["chosen"] == "triton"  # of the first, and the reason why not of the second
-    assert f"room for {WIDEST}" in report["refused"]["triton"]
-    with pytest.raises(ConfigError, match="room for"):
-        Ops(load_registry().kernels, device="cuda", request="triton").make(SCALAR_MLP, wide)
+    # A model has several networks: chosen for the first, and the reason why not for the second.
+    assert ops.report[SCALAR_MLP] == {"chosen": "triton", "refused": {"triton": "errors"}}
+    with pytest.raises(ConfigError, match="errors"):
+        Ops(load_registry().kernels, device="cuda", request="triton").make(SCALAR_MLP, worse)
+
+
+@pytest.mark.parametrize("nonlinearity", ["silu", "none"])
+def test_wide_networks_are_cut(nonlinearity: str) -> None:
+    wide = ScalarMLPSpec((4, 3), (WIDEST - 10, 8, 3, WIDEST + 1, 2), 6, nonlinearity)
+    assert [(part.hidden, part.out) for part in parts(wide)] == [((WIDEST - 10, 8), 3), ((), WIDEST + 1), ((2,), 6)]
+    assert parts(SPEC) == [SPEC]
+    check_kernel("triton", wide, torch.float64, CPU)
 
 
 def test_a_kernel_of_larger_errors_is_off(monkeypatch: pytest.MonkeyPatch) -> None:

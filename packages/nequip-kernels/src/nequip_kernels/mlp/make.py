@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -9,23 +10,39 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from nequip_core.ops.contracts import ScalarMLPSpec
+from nequip_core.ops.mlp import NONLINEARITIES
 from nequip_kernels import requirements
 from nequip_kernels.blocks import architecture_of
 from nequip_kernels.mlp import accuracy
 
 WIDEST = 256
-"""Largest sum of the widths of hidden layers: a program keeps them all in registers."""
+"""Largest sum of the widths of one kernel's hidden layers: a program keeps them all in registers."""
 
 
 def refuses(spec: ScalarMLPSpec, dtype: torch.dtype, device: torch.device) -> str | None:
     """Why the kernels can not serve; None: they can."""
     reason = requirements.missing(device)
-    if reason is None and sum(spec.hidden) > WIDEST:
-        reason = f"hidden layers of {sum(spec.hidden)} together, and a program has room for {WIDEST}"
     # Without the GPU there is nothing to measure: an export for another machine trusts the tests of this package.
     if reason is None and dtype == torch.float32 and torch.cuda.is_available():
-        reason = accuracy.reason(spec, device)
+        reason = next(filter(None, (accuracy.reason(part, device) for part in parts(spec))), None)
     return reason
+
+
+def parts(spec: ScalarMLPSpec) -> list[ScalarMLPSpec]:
+    """The networks of one kernel each that follow one another, with the nonlinearity between them.
+
+    Nearly always there is one. Where hidden layers do not fit a program together, the first that does not is stored.
+    """
+    inputs: tuple[int, ...] = spec.inputs
+    kept: tuple[int, ...] = ()
+    found = []
+    for width in spec.hidden:
+        if sum(kept) + width > WIDEST:
+            found.append(ScalarMLPSpec(inputs, kept, width, spec.nonlinearity))
+            inputs, kept = (width,), ()
+        else:
+            kept = (*kept, width)
+    return [*found, ScalarMLPSpec(inputs, kept, spec.out, spec.nonlinearity)]
 
 
 def make_mlp(spec: ScalarMLPSpec, dtype: torch.dtype, device: torch.device) -> nn.Module:
@@ -34,14 +51,17 @@ def make_mlp(spec: ScalarMLPSpec, dtype: torch.dtype, device: torch.device) -> n
 
 
 class KernelMLP(nn.Module):
-    """scalar_mlp/1 by Triton kernels; holds nothing but the text that names them."""
+    """scalar_mlp/1 by Triton kernels; holds nothing but the texts that name them."""
 
     def __init__(self, spec: ScalarMLPSpec, dtype: torch.dtype, device: torch.device) -> None:
         from nequip_kernels.mlp.kernels import describe
 
         super().__init__()
         self.spec = spec
-        self.text = describe(spec, architecture_of(device), dtype)
+        self.parts = parts(spec)
+        self.texts = [describe(part, architecture_of(device), dtype) for part in self.parts]
+        # The first layer of a network that follows another has the gain of a hidden layer.
+        self.gain = 1.0 if spec.nonlinearity == "none" else math.sqrt(2)
 
     def forward(
         self, inputs: Sequence[Float[Tensor, "rows inputs"]], weights: Sequence[Float[Tensor, "fan_in fan_out"]]
@@ -54,8 +74,13 @@ class KernelMLP(nn.Module):
         from nequip_kernels.mlp.operators import mlp
 
         self._check(inputs, weights)
-        result: Tensor = mlp(list(inputs), list(weights), self.text)
-        return result
+        x, layers = list(inputs), list(weights)
+        for n, (part, text) in enumerate(zip(self.parts, self.texts, strict=True)):
+            if n:
+                x = [self.gain * NONLINEARITIES[self.spec.nonlinearity](x[0])]
+            x = [mlp(x, layers[: part.layers], text)]
+            layers = layers[part.layers :]
+        return x[0]
 
     def _check(self, inputs: Sequence[Tensor], weights: Sequence[Tensor]) -> None:
         """A kernel reads what it was made for, whatever is there."""
