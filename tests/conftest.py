@@ -66,6 +66,7 @@ def _libraries_at_work() -> Iterator[None]:
         patch.setattr(CompiledFunction, "compiling", unobserved_compiling)
         for owner, name in (
             (torch.export, "export"),
+            (torch.library, "opcheck"),
             (torch._inductor, "aoti_compile_and_package"),
             (nequip_core.config.compose, "hydra_compose"),
             (ConfigStore, "store"),

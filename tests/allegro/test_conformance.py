@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+import pytest
+
+from nequip_core.testing.checks import Case
 from nequip_core.testing.conformance import ASYMMETRIC_CUTOFFS, ModelConformance
 
 
@@ -11,13 +14,6 @@ class TestAllegro(ModelConformance):
     model = "allegro"
     variations: ClassVar = {
         "one layer, l_max 3": {"num_layers": 1, "l_max": 3},
-        "two layers, l_max 3, without parity": {"l_max": 3, "parity": False, "num_tensor_features": 2},
-        "three layers, l_max 2, uncoupled": {
-            "num_layers": 3,
-            "l_max": 2,
-            "num_tensor_features": 2,
-            "tp_path_channel_coupling": False,
-        },
         "four layers, one environment weight": {"num_layers": 4, "weight_individual_irreps": False},
         "splines, linear networks": {
             "two_body": "spline",
@@ -41,3 +37,21 @@ class TestAllegro(ModelConformance):
             "zbl": True,
         },
     }
+
+
+class TestLargeAllegro(ModelConformance):
+    model = "allegro"
+    variations: ClassVar = {
+        "two layers, l_max 3, without parity": {"l_max": 3, "parity": False, "num_tensor_features": 2},
+        "three layers, l_max 2, uncoupled": {
+            "num_layers": 3,
+            "l_max": 2,
+            "num_tensor_features": 2,
+            "tp_path_channel_coupling": False,
+        },
+    }
+
+    @pytest.mark.slow
+    def test_one_graph(self, nequip_case: Case) -> None:
+        """Graphs of thousands of nodes, of the same kinds as those above."""
+        super().test_one_graph(nequip_case)

@@ -52,7 +52,9 @@ def test_one_environment_weight_for_all_degrees(spec: ContractionSpec) -> None:
     check_kernel("triton", spec, torch.float64, CPU, degrees=1)
 
 
-@pytest.mark.parametrize("spec", [FIRST, LATER], ids=["first layer", "later layer"])
+@pytest.mark.parametrize(
+    "spec", [pytest.param(FIRST, id="first layer", marks=pytest.mark.slow), pytest.param(LATER, id="later layer")]
+)
 def test_operators_keep_torchs_rules(spec: ContractionSpec) -> None:
     graph = random_graph(4, (2, 0, 3))
     features, weights, harmonics, paths = inputs_of(spec, graph)

@@ -19,9 +19,10 @@ BOTH = tuple(Irrep(degree, p) for degree in range(3) for p in (1, -1))
 SMALL = ConvolutionSpec(
     Irreps([(SCALAR, 2), (Irrep(0, -1), 3), (Irrep(1, -1), 4)]), 1, True, (SCALAR, Irrep(1, 1), Irrep(1, -1))
 )
+SMALLEST = ConvolutionSpec(SMALL.irreps_in, 0, True, (SCALAR, Irrep(1, -1)))
 SPECS = {
     "three irreps": SMALL,
-    "an irrep without paths": ConvolutionSpec(SMALL.irreps_in, 0, True, (SCALAR, Irrep(1, -1))),
+    "an irrep without paths": SMALLEST,
     "l_max 2 with parity": ConvolutionSpec(Irreps((irrep, 2 + irrep.l) for irrep in BOTH), 2, True, BOTH),
 }
 
@@ -40,11 +41,11 @@ def test_operators_keep_torchs_rules() -> None:
     graph = random_graph(4, (2, 0, 3))
     inputs = [
         torch.randn(shape, dtype=torch.float64, requires_grad=True)
-        for shape in convolution_shapes(SMALL, graph).values()
+        for shape in convolution_shapes(SMALLEST, graph).values()
     ]
-    kernel = make_convolution(SMALL, torch.float64, CPU)
+    kernel = make_convolution(SMALLEST, torch.float64, CPU)
     about = (graph.edge_index[1], graph.row_ptr, graph.by_neighbor, graph.neighbor_ptr, kernel.text)
-    grad = torch.randn(4, SMALL.irreps_out.dim, dtype=torch.float64, requires_grad=True)
+    grad = torch.randn(4, SMALLEST.irreps_out.dim, dtype=torch.float64, requires_grad=True)
     torch.library.opcheck(operators.convolve, (*inputs, *about))
     torch.library.opcheck(operators.convolve_backward, (*inputs, grad, *about))
     moving = [torch.randn_like(x) for x in inputs]
