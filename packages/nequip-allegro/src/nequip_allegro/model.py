@@ -82,6 +82,7 @@ class Allegro(nn.Module):
         # A single number or one for each type of centre; both become one for each type.
         self.register_buffer("norm", per_type(config.avg_num_neighbors, info.types).rsqrt(), persistent=False)
         self.norm: Tensor
+        self.one_norm = len(set(self.norm.tolist())) == 1
 
         layouts = _layouts(config)
         specs = [
@@ -121,13 +122,18 @@ class Allegro(nn.Module):
         harmonics = self.harmonics(edge_vectors / distance).to(dtype)
         pairs = self.two_body_mlp(self.two_body(graph, self.distance(graph, distance)))
         norm = self.norm.to(dtype).index_select(0, graph.types).unsqueeze(1)
-        of_edges = norm[centre]
+        # The contraction is linear in the environment and in the path weights. One norm for all atoms belongs to those,
+        # which are few; one for each type to the environment weights of each edge.
+        of_paths = self.norm[0].to(dtype) if self.one_norm else None
+        of_edges = norm[centre] if of_paths is None else None
 
         tensors = self._by_degree(self.tensor_weights(pairs))
         scalars, weights = self._split(self.first(pairs))
         track = [scalars]
         for contract, path_weights, network in zip(self.contractions, self.path_weights, self.latents, strict=True):
-            tensors, _ = contract(tensors, self._by_degree(of_edges * weights), harmonics, path_weights, graph)
+            environment = self._by_degree(weights if of_edges is None else of_edges * weights)
+            paths = path_weights if of_paths is None else of_paths * path_weights
+            tensors, _ = contract(tensors, environment, harmonics, paths, graph)
             # Even scalars come first.
             scalars, weights = self._split(network(*track, tensors[:, 0]))
             track.append(scalars)
