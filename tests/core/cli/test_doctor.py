@@ -34,6 +34,14 @@ def test_report(report):
     assert json.loads(json.dumps(report)) == report
 
 
+def test_an_engine_whose_library_is_missing(report):
+    entry = EngineEntry(name="toy", target="ase", check=Ref("no_such_module.check:check"), example="...")
+    registry = dataclasses.replace(manager.load_registry(), engines={"toy": entry})
+    (engine,) = doctor.examine(registry)["engines"]
+    assert not engine["usable"]
+    assert "no_such_module" in engine["verdict"]
+
+
 def test_text(report):
     report["versions"]["triton"] = None
     report["compilers"]["nvcc"] = None

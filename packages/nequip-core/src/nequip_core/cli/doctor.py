@@ -13,6 +13,7 @@ from typing import Any
 
 from nequip_core.cli import plugins
 from nequip_core.cli.options import add_json, command_parser
+from nequip_core.errors import PluginError
 from nequip_core.plugins.manager import Registry, load_registry, replaced_distributions
 
 SCHEMA = 1
@@ -129,6 +130,9 @@ def _compiler(name: str) -> dict[str, str] | None:
 def _engines(registry: Registry) -> list[dict[str, Any]]:
     rows = []
     for entry in registry.engines.values():
-        usable, verdict = entry.check.load()()
+        try:
+            usable, verdict = entry.check.load()()
+        except PluginError as error:  # a library that it needs is missing: that is the verdict
+            usable, verdict = False, str(error)
         rows.append({"name": entry.name, "target": entry.target, "usable": usable, "verdict": verdict})
     return rows
