@@ -182,7 +182,6 @@ def test_in_ase_and_in_batches(case: Case, monkeypatch: pytest.MonkeyPatch) -> N
     import copy
 
     from nequip_core.engines.evaluate import Predictor
-    from nequip_core.neighbors import make_vesin
     from nequip_core.structure import TypeMap
 
     class Loaded:
@@ -199,8 +198,9 @@ def test_in_ase_and_in_batches(case: Case, monkeypatch: pytest.MonkeyPatch) -> N
         assert copy.deepcopy(atoms).calc.potential.block_edges == block_edges
     for whole, divided in zip(*results, strict=True):
         np.testing.assert_allclose(divided, whole, rtol=1e-12, atol=1e-12)
+    vesin = load_registry().neighbor_lists["vesin"]
     predictions = [
-        Predictor(Loaded, make_vesin(systems.CUTOFF), block_edges=block_edges)([atoms, atoms], atomic_virial=True)  # type: ignore[arg-type]
+        Predictor(Loaded, vesin, block_edges=block_edges)([atoms, atoms], atomic_virial=True)  # type: ignore[arg-type]
         for block_edges in (None, 20)
     ]
     assert_same(predictions[1], predictions[0])

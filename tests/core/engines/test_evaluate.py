@@ -16,8 +16,11 @@ import torch
 
 import nequip_core
 from nequip_core.engines.ase import NequIPCalculator
-from nequip_core.engines.evaluate import Errors, Predictor, evaluate
+from nequip_core.engines.batches import batch_graphs
+from nequip_core.engines.evaluate import Errors, Limits, Predictor, evaluate
 from nequip_core.errors import CheckError, InputError
+from nequip_core.neighbors import DEFAULT, DEVICE
+from nequip_core.plugins.manager import load_registry
 from nequip_core.potential import stress
 from nequip_core.structure import Structure
 
@@ -83,6 +86,38 @@ def test_predictor_on_atoms_is_the_calculator(predictor, model, structures):
     np.testing.assert_allclose(prediction.forces, atoms.get_forces(), atol=1e-10)
     tensor = stress(prediction.virial, torch.tensor([atoms.get_volume()]))[0]
     np.testing.assert_allclose(tensor, atoms.get_stress(voigt=False), atol=1e-12)
+
+
+@pytest.mark.parametrize("batches", [{"edges": 40}, {"structures": 2}, {"atoms": 9}, {}])
+def test_neighbors_listed_together_are_those_of_the_library(predictor, structures, batches):
+    """On CUDA they are; here the list of tensors runs on the CPU."""
+    entry = load_registry().neighbor_lists[DEVICE]
+    together = Predictor(predictor.loaded, entry)
+    together.limits = Limits(**batches)
+    found, expected = together(structures, atomic_virial=True), predictor(structures, atomic_virial=True)
+    for name, one, other in zip(found._fields, found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12, msg=lambda text, of=name: f"{of}: {text}")
+
+
+def test_lists_of_both_kinds_divide_and_refuse_the_same(predictor, structures):
+    info = predictor.loaded.info
+    types = [predictor.loaded.type_map.indices(one) for one in structures]
+    kinds = [
+        batch_graphs(load_registry().neighbor_lists[name], np.array(info.pair_cutoffs), predictor.device)
+        for name in (DEFAULT, DEVICE)
+    ]
+    for most in (None, 40, 10**6):
+        host, device = (list(kind(structures, types, most)) for kind in kinds)
+        assert len(host) == len(device) == (3 if most == 40 else 1)
+        for one, other in zip(host, device, strict=True):
+            for here, there in zip(one, other, strict=True):
+                torch.testing.assert_close(there, here, rtol=0, atol=1e-12)
+    positions = structures[2].positions.copy()
+    positions[1] = positions[4]
+    doubled = dataclasses.replace(structures[2], positions=positions, source="frame 2 of a.xyz")
+    for kind in kinds:
+        with pytest.raises(InputError, match=r"frame 2 of a.xyz: atoms 1 and 4 are 0\.000"):
+            list(kind([structures[0], doubled], [types[0], types[2]], None))
 
 
 def test_predictor_needs_structures(predictor):

@@ -7,6 +7,7 @@ skin. One read-back a step says whether one has, how many edges there are, and h
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -61,7 +62,15 @@ class SkinGraph:
         """The graph of one system: [N, 3] Å, [N], [3, 3] Å, [3]; see `batch`."""
         return self.batch(positions, types, cell[None], pbc[None], np.array([len(types)]))
 
-    def batch(self, positions: Floats | Tensor, types: Ints, cells: Floats, pbc: Bools, atoms: Ints) -> Graph:
+    def batch(
+        self,
+        positions: Floats | Tensor,
+        types: Ints,
+        cells: Floats,
+        pbc: Bools,
+        atoms: Ints,
+        sources: Sequence[str] | None = None,
+    ) -> Graph:
         """The graph of B systems, whose atoms follow each other. A change of anything but positions lists them anew.
 
         Args:
@@ -70,6 +79,7 @@ class SkinGraph:
             cells: [B, 3, 3], Å.
             pbc: [B, 3].
             atoms: [B] the number of atoms of each system.
+            sources: [B] where each came from, for messages; None: its number.
 
         Raises:
             InputError: positions or cells are not finite; two atoms overlap; a cell has no volume where it is periodic.
@@ -77,11 +87,11 @@ class SkinGraph:
         x = torch.as_tensor(positions, dtype=torch.float64).to(self.device, copy=True).detach().contiguous()
         graph = None
         if self._listed is not None and self._listed.still_holds(types, cells, pbc, atoms):
-            graph = self._within_cutoff(self._listed, x)
+            graph = self._within_cutoff(self._listed, x, sources)
         if graph is None:
             self._listed = self._list_neighbors(x, types, cells, pbc, atoms)
             self.builds += 1
-            graph = self._within_cutoff(self._listed, x)
+            graph = self._within_cutoff(self._listed, x, sources)
         assert graph is not None
         return graph
 
@@ -114,7 +124,7 @@ class SkinGraph:
         kept = edge_vectors(wide).norm(dim=1) < of_edge + self.skin
         return _Listed(filter_edges(wide, kept), of_edge[kept], *host)
 
-    def _within_cutoff(self, listed: _Listed, x: Tensor) -> Graph | None:
+    def _within_cutoff(self, listed: _Listed, x: Tensor, sources: Sequence[str] | None) -> Graph | None:
         """The graph of now, or None where an atom has moved too far since neighbours were listed."""
         wide = listed.wide._replace(positions=x)
         if len(x) == 0:
@@ -126,7 +136,7 @@ class SkinGraph:
         if not seen[0] <= (0.5 * self.skin) ** 2:  # nor where it is not a number
             return None
         if len(distance) and seen[2] < OVERLAP:
-            raise _overlap(wide, distance)
+            raise _overlap(wide, distance, sources)
         return filter_edges(wide, kept, int(seen[1]))
 
 
@@ -159,10 +169,11 @@ class _Listed(NamedTuple):
         return all(np.array_equal(a, b) for a, b in zip(self[2:], now, strict=True))
 
 
-def _overlap(graph: Graph, distance: Tensor) -> InputError:
+def _overlap(graph: Graph, distance: Tensor, sources: Sequence[str] | None) -> InputError:
     edge = int(distance.argmin())
     centre, neighbor = graph.edge_index[:, edge].tolist()
     of = int(graph.structure[centre])
     first = int(graph.structure_ptr[of])
-    source = f"structure {of}" if len(graph.structure_ptr) > 2 else ""
+    number = f"structure {of}" if len(graph.structure_ptr) > 2 else ""
+    source = number if sources is None else sources[of]
     return overlap(centre - first, neighbor - first, float(distance[edge]), source)

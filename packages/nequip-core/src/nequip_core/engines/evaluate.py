@@ -27,20 +27,20 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from ase.data import chemical_symbols
 from ase.io.extxyz import write_extxyz
 from matplotlib.figure import Figure
-from numpy.typing import NDArray
 from torch import Tensor
 
 from nequip_core.blocks import BlockEdges, Blocks
-from nequip_core.data.loader import micro_batches
+from nequip_core.engines.batches import batch_graphs
 from nequip_core.errors import CheckError, InputError
 from nequip_core.export.artifact import LoadedModel, load_model
 from nequip_core.files import atomic_write
-from nequip_core.graph import Graph, collate, from_structure, to
-from nequip_core.neighbors import DEFAULT, NeighborList
+from nequip_core.graph import Graph
+from nequip_core.neighbors import DEFAULT, DEVICE
 from nequip_core.plugins.manager import Registry, find, load_registry
+from nequip_core.plugins.records import NeighborListEntry
 from nequip_core.potential import Prediction, stress
 from nequip_core.progress import Progress, silent
-from nequip_core.structure import Structure
+from nequip_core.structure import Floats, Structure
 
 SCHEMA = 1
 """Number of the results' format; a change of meaning changes it."""
@@ -57,7 +57,6 @@ ANTICORRELATED = -0.5
 NO_CONFIG_TYPE = "none"
 """The row of structures without a config_type, where others have one."""
 
-Floats = NDArray[np.float64]
 T = TypeVar("T")
 
 
@@ -164,7 +163,7 @@ class Predictor:
 
     Args:
         loaded: from `nequip_core.export.artifact.load_model`.
-        neighbor_list: for the model's cut-off.
+        neighbor_list: the registry's record of a neighbour list; see `predictor`.
         batch_atoms: atoms per batch; no effect on results beyond rounding in the model's dtype. None: see `limits`.
         block_edges: see `nequip_core.blocks.Blocks`; no effect on results.
         share: of the batches of `stream`; all processes see all results, in the same order.
@@ -173,7 +172,7 @@ class Predictor:
     def __init__(
         self,
         loaded: LoadedModel,
-        neighbor_list: NeighborList,
+        neighbor_list: NeighborListEntry,
         *,
         batch_atoms: int | None = None,
         block_edges: BlockEdges = "auto",
@@ -185,6 +184,7 @@ class Predictor:
         self.potential = Blocks(loaded.potential, loaded.info, block_edges)
         self.neighbor_list = neighbor_list
         self.device = loaded.device
+        self._graphs = batch_graphs(neighbor_list, np.array(loaded.info.pair_cutoffs), loaded.device)
 
     def __call__(
         self, structures: Structure | Atoms | Sequence[Structure | Atoms], *, atomic_virial: bool = False
@@ -227,20 +227,18 @@ class Predictor:
         ]
 
     def _predict(self, batch: Sequence[Structure], *, atomic_virial: bool = False) -> Prediction:
-        type_map, cutoffs = self.loaded.type_map, np.array(self.loaded.info.pair_cutoffs)
-        graphs = [from_structure(structure, type_map, cutoffs, self.neighbor_list) for structure in batch]
-        edges = np.array([graph.edge_shift.shape[0] for graph in graphs])
-        pieces = micro_batches(range(len(graphs)), edges, self.limits.edges)
-        return _join([self._predict_graph(collate([graphs[n] for n in piece]), atomic_virial) for piece in pieces])
-
-    def _predict_graph(self, graph: Graph, atomic_virial: bool) -> Prediction:
+        types = [self.loaded.type_map.indices(structure) for structure in batch]
         try:
-            prediction = self.potential(to(graph, self.device), atomic_virial=atomic_virial)
+            graphs = self._graphs(batch, types, self.limits.edges)
+            return _join([self._predict_graph(graph, atomic_virial) for graph in graphs])
         except torch.OutOfMemoryError as error:
             raise InputError(
-                f"{self.device} has too little memory for a batch of {len(graph.positions)} atoms and "
-                f"{graph.edge_index.shape[1]} edges. Take fewer atoms per batch (--batch-atoms)."
+                f"{self.device} has too little memory for a batch of {sum(map(len, batch))} atoms. Take fewer atoms "
+                "per batch (--batch-atoms)."
             ) from error
+
+    def _predict_graph(self, graph: Graph, atomic_virial: bool) -> Prediction:
+        prediction = self.potential(graph, atomic_virial=atomic_virial)
         return Prediction(*(tensor if tensor is None else tensor.detach().cpu() for tensor in prediction))  # type: ignore[arg-type]
 
 
@@ -252,10 +250,10 @@ def predictor(
     block_edges: BlockEdges = "auto",
     share: Share = ALONE,
 ) -> Predictor:
-    """A predictor with the default neighbour list."""
-    entry = find(registry.neighbor_lists, DEFAULT, "neighbour list")
-    neighbor_list = entry.make.load()(loaded.info.cutoff, 0.0)
-    return Predictor(loaded, neighbor_list, batch_atoms=batch_atoms, block_edges=block_edges, share=share)
+    """A predictor that lists neighbours with `DEVICE` on CUDA, and with `DEFAULT`, as quick there, on the CPU."""
+    name = DEFAULT if loaded.device.type == "cpu" else DEVICE
+    entry = find(registry.neighbor_lists, name, "neighbour list")
+    return Predictor(loaded, entry, batch_atoms=batch_atoms, block_edges=block_edges, share=share)
 
 
 def _join(batches: Sequence[Prediction]) -> Prediction:
