@@ -28,6 +28,9 @@ def main() -> None:
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--theirs", default="", help="interpreter with the published packages")
     parser.add_argument("--their-path", default="", help="folder of the published packages, if they are not installed")
+    parser.add_argument(
+        "--sides", default="", help="some of them, separated by /; the first is compared with the others"
+    )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", default="4", help="of timing for each figure of a round")
     parser.add_argument("--threads", type=int, default=2)
@@ -38,6 +41,7 @@ def main() -> None:
     os.environ[SECONDS] = options.seconds
     programs = {
         "ours": Program(sys.executable, "ours.py", "compiled"),
+        "ours, C++ wrapper": Program(sys.executable, "ours.py", "compiled-cpp"),
         "ours, no kernels": Program(sys.executable, "ours.py", "compiled-reference"),
         "ours, eager, no kernels": Program(sys.executable, "ours.py", "eager-reference"),
     }
@@ -47,6 +51,8 @@ def main() -> None:
         programs["theirs"] = Program(options.theirs or sys.executable, "theirs.py", "compiled", options.their_path)
     else:
         print("The published packages are not here: ours are compared with each other.", flush=True)
+    if options.sides:
+        programs = {name: programs[name] for name in options.sides.split("/")}
     cuda = options.device == "cuda"
     figures = ("train_ms", "train_mb") if cuda else ("train_ms",)  # on the CPU compiling takes more than steps
     cases = [case for case in (TINY if options.tiny else CASES) if options.only in " ".join(case)]
