@@ -29,7 +29,7 @@ def main() -> None:
     parser.add_argument("--theirs", default="", help="interpreter with the published packages")
     parser.add_argument("--their-path", default="", help="folder of the published packages, if they are not installed")
     parser.add_argument(
-        "--sides", default="", help="some of them, separated by /; the first is compared with the others"
+        "--sides", default="", help="some, separated by /; the first is compared with the others"
     )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", default="4", help="of timing for each figure of a round")
