@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from ase import Atoms
 from filelock import FileLock
 
@@ -186,10 +187,11 @@ def test_while_atoms_move(
 
 def test_blocks_that_do_not_fit_are_halved(models: dict[str, OnDevice], run: Run, tmp_path: Path) -> None:
     """Torch may take less memory than the device has, which is not seen before it is tried."""
-    atoms = fluid(27_000, 68.0, seed=2)
+    atoms, allowed = fluid(64_000, 91.0, seed=2), 4e8
+    share = allowed / torch.cuda.get_device_properties(0).total_memory
     text = setup(write_data(tmp_path / "data", atoms), models["allegro"].compiled)
     text += OUTPUT + DUMP.format(every=3) + DYNAMICS.format(steps=3)
-    ended = run(text, PYTORCH_CUDA_ALLOC_CONF="per_process_memory_fraction:0.006")
+    ended = run(text, PYTORCH_CUDA_ALLOC_CONF=f"per_process_memory_fraction:{share:.6f}")
     check(ended, tmp_path, models["allegro"], atoms, moving=True)
     assert " blocks" in ended.text
 
