@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -178,6 +179,13 @@ def test_the_plugin_of_a_binary_wheel_goes_first(
     monkeypatch.setattr(build, "_compile_shim", lambda host, out: out.touch())
     (tmp_path / build.ABOUT).write_text(json.dumps({"fit": "another"}))
     assert build.fitting_plugin(build.wheel()) == no_cache / "lammps" / build.key(build.wheel())
+
+
+def test_cmake_compiles_the_same_sources() -> None:
+    text = (build.sources() / "CMakeLists.txt").read_text()
+    for part, names in (("shim", build.SHIM_SOURCES), ("core", build.CORE_SOURCES)):
+        there = {path.stem for path in (build.sources() / part).glob("*.cpp")}
+        assert set(re.findall(rf"{part}/(\w+)\.cpp", text)) == set(names) == there
 
 
 def test_register_in_a_lammps_that_loads_no_plugins(allegro: Model, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ double distance2(const double *a, const double *b) {
   return x * x + y * y + z * z;
 }
 
-// The atoms that the model sees, sorted into cells at least as wide as what is looked for.
+// The atoms that the model sees, sorted into cells of which `across` are at least as wide as what is looked for.
 class Cells {
  public:
   Cells(const Atoms &atoms, double width) : atoms_(atoms), width2_(width * width) {
@@ -37,7 +37,7 @@ class Cells {
       if (!std::isfinite(length)) throw std::runtime_error("an atom's position is not finite");
       // Wider cells where atoms are few and far between.
       const double most = std::cbrt((double) seen) * 4 + 1;
-      number_[k] = (int64_t) std::max(1.0, std::min(std::floor(length / width), most));
+      number_[k] = (int64_t) std::max(1.0, std::min(std::floor(across * length / width), most));
       scale_[k] = length > 0 ? number_[k] / length : 0;
     }
     start_.assign(number_[0] * number_[1] * number_[2] + 1, 0);
@@ -66,8 +66,8 @@ class Cells {
     int64_t at[3], low[3], high[3];
     place(from, at);
     for (int k = 0; k < 3; ++k) {
-      low[k] = std::max<int64_t>(at[k] - 1, 0);
-      high[k] = std::min<int64_t>(at[k] + 1, number_[k] - 1);
+      low[k] = std::max<int64_t>(at[k] - across, 0);
+      high[k] = std::min<int64_t>(at[k] + across, number_[k] - 1);
     }
     for (int64_t a = low[0]; a <= high[0]; ++a)
       for (int64_t b = low[1]; b <= high[1]; ++b) {
@@ -78,6 +78,8 @@ class Cells {
   }
 
  private:
+  static constexpr int across = 2;
+
   void place(const double *x, int64_t *at) const {
     for (int k = 0; k < 3; ++k)
       at[k] = std::clamp<int64_t>((int64_t) ((x[k] - low_[k]) * scale_[k]), 0, number_[k] - 1);
@@ -269,68 +271,115 @@ void HostList::retype(const Atoms &atoms) {
 
 void HostList::move(const Atoms &atoms) { atoms_ = atoms; }
 
-// Call `visit` with what decides whether an edge is kept: squared distance, types -> bool.
+// Call `visit` with squared limits: types of centre and neighbour -> (cut-off + extra)^2.
 template <class Visit> void HostList::with_cutoffs(const Block &block, double extra, Visit visit) const {
+  const auto square = [extra](double cutoff) { return (cutoff + extra) * std::max(cutoff + extra, 0.0); };
   if (uniform_) {
-    const double limit = (cutoffs_.largest + extra) * (cutoffs_.largest + extra);
-    visit([limit](int64_t, int32_t, double r2) { return r2 < limit; });
+    const double limit = square(cutoffs_.largest);
+    visit([limit](int64_t, int32_t) { return limit; });
   } else {
     std::vector<double> limit(cutoffs_.pair.size());
-    for (size_t k = 0; k < limit.size(); ++k) limit[k] = (cutoffs_.pair[k] + extra) * (cutoffs_.pair[k] + extra);
+    for (size_t k = 0; k < limit.size(); ++k) limit[k] = square(cutoffs_.pair[k]);
     const int64_t *types = block.types.data_ptr<int64_t>(), number = cutoffs_.types;
-    visit([&, types, number](int64_t i, int32_t j, double r2) { return r2 < limit[types[i] * number + types[j]]; });
+    visit([&, types, number](int64_t i, int32_t j) { return limit[types[i] * number + types[j]]; });
   }
-}
-
-// The neighbours that are kept, in kept_ and kept_point_; for each edge its new number, or -1, in renumbered_; the new
-// row pointers.
-template <class Keep>
-int64_t HostList::filter(const Block &block, const Rows &rows, Keep keep, int64_t *row_ptr) {
-  const int64_t nodes = block.size(), edges = total(rows.row_ptr);
-  const double *centers = block.centers(), *points = block.positions.data();
-  const bool merged = !rows.point.empty();
-  const int32_t *point = merged ? rows.point.data() : rows.neighbor.data();
-  kept_.resize(edges + 1);
-  kept_point_.resize(merged ? edges + 1 : 0);
-  renumbered_.resize(edges);
-  int32_t count = 0, *kept = kept_.data(), *kept_point = kept_point_.data(), *renumbered = renumbered_.data();
-  row_ptr[0] = 0;
-  for (int64_t i = 0; i < nodes; ++i) {
-    const double *from = centers + 3 * i;
-    for (int64_t e = rows.row_ptr[i]; e < rows.row_ptr[i + 1]; ++e) {
-      const bool within = keep(i, rows.neighbor[e], distance2(from, points + 3 * (int64_t) point[e]));
-      kept[count] = rows.neighbor[e];
-      if (merged) kept_point[count] = point[e];
-      renumbered[e] = within ? count : -1;
-      count += within;
-    }
-    row_ptr[i + 1] = count;
-  }
-  return count;
 }
 
 void HostList::renew_inner(Block &block) {
   const Rows &wide = block.wide;
-  const int64_t nodes = block.size();
   Rows &inner = block.inner;
+  const int64_t nodes = block.size(), edges = total(wide.row_ptr);
+  const double *centers = block.centers(), *points = block.positions.data(), reach = std::min(margin, skin_);
+  const bool merged = !wide.point.empty();
+  const int32_t *point = merged ? wide.point.data() : wide.neighbor.data();
   inner.row_ptr.resize(nodes + 1);
   inner.neighbor_ptr.resize(nodes + 1);
-  int64_t count = 0;
-  with_cutoffs(block, std::min(margin, skin_), [&](auto keep) { count = filter(block, wide, keep, inner.row_ptr.data()); });
-  inner.neighbor.assign(kept_.begin(), kept_.begin() + count);
-  if (!wide.point.empty()) inner.point.assign(kept_point_.begin(), kept_point_.begin() + count);
-  inner.by_neighbor.resize(count);
+  inner.neighbor.resize(edges + 1);
+  inner.point.resize(merged ? edges + 1 : 0);
+  inner.by_neighbor.resize(edges + 1);
+  block.doubtful.resize(edges + 1);
+  block.doubtful_center.resize(edges + 1);
+  block.inside.assign(edges + 1, 1);
+  renumbered_.resize(edges);
+  int32_t count = 0, doubtful = 0;
+  with_cutoffs(block, reach, [&](auto farthest) {
+    with_cutoffs(block, -reach, [&](auto nearest) {
+      for (int64_t i = 0; i < nodes; ++i) {
+        inner.row_ptr[i] = count;
+        for (int64_t e = wide.row_ptr[i]; e < wide.row_ptr[i + 1]; ++e) {
+          const int32_t j = wide.neighbor[e];
+          const double r2 = distance2(centers + 3 * i, points + 3 * (int64_t) point[e]);
+          const bool kept = r2 < farthest(i, j);
+          inner.neighbor[count] = j;
+          if (merged) inner.point[count] = point[e];
+          block.doubtful[doubtful] = count;
+          block.doubtful_center[doubtful] = (int32_t) i;
+          renumbered_[e] = kept ? count : -1;
+          doubtful += kept && r2 >= nearest(i, j);
+          count += kept;
+        }
+      }
+    });
+  });
+  inner.row_ptr[nodes] = count;
+  block.doubtful.resize(doubtful);
+  block.doubtful_center.resize(doubtful);
   int64_t at = 0;
   inner.neighbor_ptr[0] = 0;
   for (int64_t n = 0; n < nodes; ++n) {
     for (int64_t p = wide.neighbor_ptr[n]; p < wide.neighbor_ptr[n + 1]; ++p) {
       const int32_t e = renumbered_[wide.by_neighbor[p]];
-      if (e >= 0) inner.by_neighbor[at++] = e;
+      inner.by_neighbor[at] = e;
+      at += e >= 0;
     }
     inner.neighbor_ptr[n + 1] = at;
   }
   block.listed_at = block.positions;
   block.fresh = true;
+}
+
+void HostList::measure_doubtful(Block &block) const {
+  const double *centers = block.centers(), *points = block.positions.data();
+  const Rows &inner = block.inner;
+  const int32_t *neighbor = inner.neighbor.data(), *point = inner.point.empty() ? neighbor : inner.point.data();
+  with_cutoffs(block, 0, [&](auto limit) {
+    for (size_t k = 0; k < block.doubtful.size(); ++k) {
+      const int32_t e = block.doubtful[k];
+      const int64_t i = block.doubtful_center[k];
+      block.inside[e] = distance2(centers + 3 * i, points + 3 * (int64_t) point[e]) < limit(i, neighbor[e]);
+    }
+  });
+}
+
+// Neighbours of the edges inside behind the middle of edges_, their centres before it, so that both lie together; for
+// each edge of the inner list its number, or -1, in renumbered_; row_ptr_.
+int64_t HostList::write_edges(const Block &block) {
+  const Rows &inner = block.inner;
+  const int64_t nodes = block.size(), middle = total(inner.row_ptr) + 1;
+  const bool merged = !inner.point.empty();
+  edges_.resize(2 * middle);
+  renumbered_.resize(middle);
+  kept_point_.resize(merged ? middle : 0);
+  const int32_t *neighbor = inner.neighbor.data(), *inside = block.inside.data();
+  const int32_t *point = inner.point.data();
+  int32_t count = 0, *renumbered = renumbered_.data(), *kept_point = kept_point_.data();
+  int64_t *to = edges_.data() + middle;
+  for (int64_t i = 0; i < nodes; ++i) {
+    row_ptr_[i] = count;
+    const int64_t end = inner.row_ptr[i + 1];
+    for (int64_t e = inner.row_ptr[i]; e < end; ++e) {
+      const int32_t is = inside[e];
+      to[count] = neighbor[e];
+      if (merged) kept_point[count] = point[e];
+      renumbered[e] = count | (is - 1);
+      count += is;
+    }
+  }
+  row_ptr_[nodes] = count;
+  int64_t *centers = to - count;
+  for (int64_t i = 0; i < nodes; ++i)
+    for (const int64_t end = row_ptr_[i + 1]; centers < to - count + end; ++centers) *centers = i;
+  return count;
 }
 
 // This step's positions, and whether some point has left the place where the inner list was made by too much.
@@ -357,22 +406,21 @@ Inputs HostList::inputs(int64_t which) {
   row_ptr_.resize(nodes + 1);
   neighbor_ptr_.resize(nodes + 1);
   by_neighbor_.resize(total(rows.row_ptr) + 1);
-  int64_t count = 0;
-  with_cutoffs(block, 0, [&](auto keep) { count = filter(block, rows, keep, row_ptr_.data()); });
-  edge_index_.resize(2 * count + 1);
-  for (int64_t n = 0; n < nodes; ++n) std::fill(edge_index_.begin() + row_ptr_[n], edge_index_.begin() + row_ptr_[n + 1], n);
-  std::copy_n(kept_.data(), count, edge_index_.data() + count);
+  measure_doubtful(block);
+  const int64_t count = write_edges(block);
+  int64_t *const edges = edges_.data() + total(rows.row_ptr) + 1 - count;
   int64_t at = 0;
   neighbor_ptr_[0] = 0;
   for (int64_t n = 0; n < nodes; ++n) {
-    for (int64_t p = rows.neighbor_ptr[n]; p < rows.neighbor_ptr[n + 1]; ++p) {
+    const int64_t end = rows.neighbor_ptr[n + 1];
+    for (int64_t p = rows.neighbor_ptr[n]; p < end; ++p) {
       const int32_t e = renumbered_[rows.by_neighbor[p]];
       by_neighbor_[at] = e;
       at += e >= 0;
     }
     neighbor_ptr_[n + 1] = at;
   }
-  fill_shifts(block, count);
+  fill_shifts(block, edges + count, count);
   if ((int64_t) structure_.size() < nodes) structure_.assign(nodes + nodes / 8, 0);
   structure_ptr_ = {0, nodes};
 
@@ -381,7 +429,7 @@ Inputs HostList::inputs(int64_t which) {
   return Inputs{
       at::from_blob(const_cast<double *>(block.centers()), {nodes, 3}, reals),
       block.types,
-      at::from_blob(edge_index_.data(), {2, count}, integers),
+      at::from_blob(edges, {2, count}, integers),
       at::from_blob(shifts_.data(), {count, 3}, reals),
       at::from_blob(structure_.data(), {nodes}, integers),
       at::from_blob(structure_ptr_.data(), {2}, integers),
@@ -393,7 +441,7 @@ Inputs HostList::inputs(int64_t which) {
 }
 
 // From the image that is the node to the image that is the neighbour, Angstrom; zero where they are one.
-void HostList::fill_shifts(const Block &block, int64_t count) {
+void HostList::fill_shifts(const Block &block, const int64_t *neighbor, int64_t count) {
   if ((int64_t) shifts_.size() < 3 * count) {
     shifts_.assign(3 * count + 3 * count / 8, 0.0);
     zeros_ = (int64_t) shifts_.size();
@@ -407,7 +455,7 @@ void HostList::fill_shifts(const Block &block, int64_t count) {
   const double *points = block.positions.data(), *nodes = block.node_positions.data();
   for (int64_t e = 0; e < count; ++e)
     for (int k = 0; k < 3; ++k)
-      shifts_[3 * e + k] = points[3 * (int64_t) kept_point_[e] + k] - nodes[3 * (int64_t) kept_[e] + k];
+      shifts_[3 * e + k] = points[3 * (int64_t) kept_point_[e] + k] - nodes[3 * neighbor[e] + k];
 }
 
 }  // namespace nequip

@@ -24,14 +24,17 @@ class HostList : public NeighborList {
   const at::Tensor &nodes(int64_t block) const override { return blocks_[block].nodes; }
 
  private:
-  // Pairs that lie beyond cut-off + margin are looked at only once some atom has moved by margin / 2.
-  static constexpr double margin = 0.3;
+  // Until some atom has moved by margin / 2, edges longer than cut-off + margin stay outside, and those shorter than
+  // cut-off - margin stay inside: only the doubtful ones between are measured.
+  static constexpr double margin = 0.5;
 
   struct Block {
     at::Tensor nodes, types, local;            // [nodes]
     std::vector<int32_t> point_atom;           // [points] atoms, ascending
     std::vector<int32_t> node_point;           // [nodes] representatives; empty where each node is one point
     Rows wide, inner;
+    std::vector<int32_t> doubtful, doubtful_center;  // of inner's edges; their centres
+    std::vector<int32_t> inside;               // [inner's edges] 1 or 0
     bool fresh = false;                        // inner holds for `listed_at`
     std::vector<double> positions, listed_at;  // [points][3]
     std::vector<double> node_positions;        // [nodes][3], where they are others
@@ -45,8 +48,9 @@ class HostList : public NeighborList {
   void set_types(Block &, const Atoms &);
   bool place(Block &);
   void renew_inner(Block &);
-  void fill_shifts(const Block &, int64_t count);
-  template <class Keep> int64_t filter(const Block &, const Rows &, Keep, int64_t *row_ptr);
+  void fill_shifts(const Block &, const int64_t *neighbor, int64_t count);
+  void measure_doubtful(Block &) const;
+  int64_t write_edges(const Block &);
   template <class Visit> void with_cutoffs(const Block &, double extra, Visit) const;
 
   Cutoffs cutoffs_;
@@ -62,10 +66,10 @@ class HostList : public NeighborList {
   std::vector<int32_t> representative_;  // by the first atom of the same identity; empty: each atom is its own
 
   // Buffers that the tensors of a block look into until the next block.
-  std::vector<int64_t> edge_index_, by_neighbor_, row_ptr_, neighbor_ptr_, structure_ptr_, structure_;
+  std::vector<int64_t> edges_, by_neighbor_, row_ptr_, neighbor_ptr_, structure_ptr_, structure_;
   std::vector<double> shifts_;
   int64_t zeros_ = 0;  // of shifts_, how many are known to be zero
-  std::vector<int32_t> kept_, kept_point_, renumbered_;
+  std::vector<int32_t> kept_point_, renumbered_;
 };
 
 }  // namespace nequip
