@@ -33,9 +33,16 @@ MakeGraph = Callable[[Tensor, Tensor | None], Graph]
 """``(positions [N, 3] Å, cell [3, 3] Å or None) -> Graph`` on the model's device."""
 
 
-def moving_graph(model: LoadedModel, types: Tensor, skin: float) -> MakeGraph:
-    """The graph of atoms that move, whose neighbours are listed with a skin: on CUDA without leaving the device."""
-    name = DEFAULT if model.device.type == "cpu" else DEVICE
+def moving_graph(model: LoadedModel, types: Tensor, skin: float, name: str | None = None) -> MakeGraph:
+    """The graph of atoms that move, whose neighbours are listed with a skin: on CUDA without leaving the device.
+
+    Args:
+        model: gives cut-offs and device.
+        types: [n].
+        skin: Å.
+        name: of a neighbour list; None: `DEVICE` on CUDA and `DEFAULT` on the CPU.
+    """
+    name = name or (DEFAULT if model.device.type == "cpu" else DEVICE)
     entry = find(load_registry().neighbor_lists, name, "neighbour list")
     cutoffs = np.array(model.info.pair_cutoffs)
     of_atoms = types.cpu().numpy()
@@ -63,7 +70,7 @@ class Evaluator:
         self.spec = spec
         self.model = model
         self._graph = moving_graph(model, types, spec.skin)
-        self._parents = torch.tensor(spec.parents, dtype=torch.int64)
+        self._parents = torch.tensor(spec.parents, dtype=torch.int64, device=model.device)
         self._alone = threading.Lock()  # contexts in several threads may share a force
 
     def __call__(self, positions: Tensor, box: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -80,7 +87,7 @@ class Evaluator:
         x = positions.to(here, torch.float64) * ANGSTROM
         cell = None if box is None else box.to(here, torch.float64) * ANGSTROM
         if len(self._parents) and cell is not None:
-            x = unwrap(x, cell, self._parents.to(here))
+            x = unwrap(x, cell, self._parents)
         with self._alone:
             prediction = self.model.potential(self._graph(x, cell if self.spec.periodic else None))
         energy = prediction.energy.sum() * KJ_MOL
