@@ -31,7 +31,7 @@ from nequip_kernels.benchmark import Figure, Machine, harmonics, row_lengths, se
 from nequip_kernels.contraction.make import make_contraction
 from nequip_kernels.mlp import accuracy, reference
 from nequip_kernels.mlp.kernels import describe
-from nequip_kernels.mlp.operators import mlp, mlp_backward
+from nequip_kernels.mlp.operators import mlp, mlp_backward, mlp_pack
 
 CUDA = torch.device("cuda")
 FIELDS = (
@@ -127,20 +127,23 @@ def against_torch(case: str, spec: ScalarMLPSpec, edges: int, dtype: torch.dtype
     """Value, and derivative by inputs, ours and torch's in turns; errors of both."""
     tensors = [torch.randn(shape, device=CUDA, dtype=dtype) for shape in mlp_shapes(spec, edges).values()]
     inputs, weights = tensors[: len(spec.inputs)], tensors[len(spec.inputs) :]
-    grad = torch.randn(edges, spec.out, device=CUDA, dtype=dtype)
+    grads = [torch.randn(edges, width, device=CUDA, dtype=dtype) for width in spec.outputs]
     text = describe(spec, blocks.architecture_of(CUDA), dtype)
 
-    def value() -> Tensor:
+    packed = mlp_pack(weights, text)
+
+    def value() -> list[Tensor]:
         return reference.forward(spec, inputs, weights)
 
     def derivative() -> list[Tensor]:
-        return reference.backward(spec, inputs, weights, grad)
+        return reference.backward(spec, inputs, weights, grads)
 
     calls: dict[str, Callable[[], Any]] = {
-        "ours value": lambda: mlp(inputs, weights, text),
+        "packing of weights": lambda: mlp_pack(weights, text),
+        "ours value": lambda: mlp(inputs, weights, packed, text),
         "torch value": value,
         "compiled value": torch.compile(value, dynamic=False),
-        "ours derivative": lambda: mlp_backward(inputs, weights, grad, text),
+        "ours derivative": lambda: mlp_backward(inputs, weights, packed, grads, text),
         "torch derivative": derivative,
         "compiled derivative": torch.compile(derivative, dynamic=False),
     }

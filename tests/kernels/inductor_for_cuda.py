@@ -77,19 +77,19 @@ def of_convolution() -> tuple[Callable[..., Any], list[tuple[int, ...]]]:
 
 def of_mlp() -> tuple[Callable[..., Any], list[tuple[int, ...]]]:
     """Value and first derivative of a network of which parts of the columns go into another."""
-    first, second = (ScalarMLPSpec(inputs, (64,), 96, "silu") for inputs in ((64, 32), (64, 32)))
+    first, second = (ScalarMLPSpec((64, 32), (64,), outputs, "silu") for outputs in ((64, 32), (96,)))
     texts = [mlp_kernels.describe(spec, "sm_90", torch.float32) for spec in (first, second)]
 
     def function(_: Tensor, __: Tensor, x: Tensor, y: Tensor, *weights: Tensor) -> list[Tensor]:
         x, own, other = x.sin(), list(weights[:2]), list(weights[2:])
-        scalars, rest = mlp.mlp([x, y], own, texts[0]).split_with_sizes([64, 32], 1)
+        packed = [mlp.mlp_pack(some, text) for some, text in zip((own, other), texts, strict=True)]
+        scalars, rest = mlp.mlp([x.narrow(1, 0, 64), y], own, packed[0], texts[0])
         moved = rest * y
-        grad = mlp.mlp([scalars, moved], other, texts[1]).cos()
-        by_scalars, by_rest = mlp.mlp_backward([scalars, moved], other, grad, texts[1])
-        by_both = torch.cat([by_scalars, by_rest * y], dim=1)
-        return mlp.mlp_backward([x, y], own, by_both, texts[0])
+        grad = mlp.mlp([scalars, moved], other, packed[1], texts[1])[0].cos()
+        by_scalars, by_rest = mlp.mlp_backward([scalars, moved], other, packed[1], [grad], texts[1])
+        return mlp.mlp_backward([x.narrow(1, 0, 64), y], own, packed[0], [by_scalars, by_rest * y], texts[0])
 
-    return function, [(EDGES, 64), (EDGES, 32), *[first.widths[:2], first.widths[1:]] * 2]
+    return function, [(EDGES, 80), (EDGES, 32), *[first.widths[:2], first.widths[1:]] * 2]
 
 
 class Driver:

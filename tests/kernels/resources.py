@@ -43,6 +43,7 @@ from nequip_kernels.convolution.table import Table as ConvolutionTable
 from nequip_kernels.mlp import generate as mlp
 from nequip_kernels.mlp.kernels import ANY_CHANNELS, in_registers
 from nequip_kernels.mlp.kernels import NAMES as MLP_NAMES
+from nequip_kernels.mlp.packed import INNER
 
 TARGET = GPUTarget("cuda", 90, 32)
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
@@ -102,7 +103,7 @@ def compiled(function: Any, dtype: torch.dtype, constants: dict[str, int], block
     return Resources(registers, stack, shared, instructions, atomics, barriers, seconds)
 
 
-STRIDES = {f"s{name}": "i32" for name in ("g", *range(9))}
+STRIDES = {f"{name}{number}": "i32" for name in "st" for number in range(9)}
 WHOLE = STRIDES | {
     "rows": "i32",
     "row_ptr": "*i64",
@@ -179,7 +180,7 @@ def convolution_jobs(options: argparse.Namespace, l_max: int, dtype: torch.dtype
 def of_mlp(spec: ScalarMLPSpec, dtype: torch.dtype, name: str, block: Block) -> Resources:
     """One kernel of a network of scalars."""
     function = getattr(sources.load(mlp.source(spec, dtype, block.channels)), f"mlp_{name}")
-    return compiled(function, dtype, {"BE": block.edges, "BK": block.channels}, block)
+    return compiled(function, dtype, {"BE": block.edges, "BN": block.channels, "BK": INNER}, block)
 
 
 def mlp_jobs(options: argparse.Namespace, l_max: int, dtype: torch.dtype) -> Iterator[Job]:

@@ -22,7 +22,11 @@ from nequip_kernels.mlp.accuracy import Comparison, Errors
 from nequip_kernels.mlp.make import WIDEST, KernelMLP, make_mlp, parts, refuses
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
-SPEC = ScalarMLPSpec((4, 3), (5,), 6, "silu")
+SPEC = ScalarMLPSpec((4, 3), (5,), (4, 2), "silu")
+
+
+RULES = ("test_schema", "test_faketensor", "test_aot_dispatch_dynamic")
+"""All but that an operator has a derivative: packing has none."""
 
 
 def inputs_of(spec: ScalarMLPSpec, rows: int) -> tuple[list[Tensor], list[Tensor]]:
@@ -33,16 +37,18 @@ def inputs_of(spec: ScalarMLPSpec, rows: int) -> tuple[list[Tensor], list[Tensor
 @pytest.mark.parametrize("nonlinearity", NONLINEARITIES)
 @pytest.mark.parametrize("hidden", [(), (5,), (5, 2, 3)], ids=str)
 def test_on_the_cpu_operators_are_the_reference(hidden: tuple[int, ...], nonlinearity: str) -> None:
-    check_kernel("triton", ScalarMLPSpec((3, 1), hidden, 2, nonlinearity), torch.float64, CPU)
+    check_kernel("triton", ScalarMLPSpec((3, 1), hidden, (2, 1), nonlinearity), torch.float64, CPU)
 
 
 def test_operators_keep_torchs_rules() -> None:
     inputs, weights = inputs_of(SPEC, 7)
     (text,) = make_mlp(SPEC, torch.float64, CPU).texts
     leaves = [[x.requires_grad_() for x in some] for some in (inputs, weights)]
-    grad = torch.randn(7, SPEC.out, dtype=torch.float64, requires_grad=True)
-    torch.library.opcheck(operators.mlp, (*leaves, text))
-    torch.library.opcheck(operators.mlp_backward, (*leaves, grad, text))
+    grads = [torch.randn(7, width, dtype=torch.float64, requires_grad=True) for width in SPEC.outputs]
+    packed = operators.mlp_pack(leaves[1], text).detach()
+    torch.library.opcheck(operators.mlp_pack, (weights, text), test_utils=RULES)
+    torch.library.opcheck(operators.mlp, (*leaves, packed, text))
+    torch.library.opcheck(operators.mlp_backward, (*leaves, packed, grads, text))
 
 
 class Calls(torch.utils._python_dispatch.TorchDispatchMode):
@@ -64,8 +70,8 @@ def test_forces_cost_no_gradient_by_weights() -> None:
         x.requires_grad_()
     mlp = make_mlp(SPEC, torch.float64, CPU)
     with Calls() as calls:
-        torch.autograd.grad(mlp(inputs, weights).sum(), inputs)
-    assert calls.names == ["mlp", "mlp_backward"]
+        torch.autograd.grad(mlp(inputs, weights)[0].sum(), inputs)
+    assert calls.names == ["mlp_pack", "mlp", "mlp_backward"]
 
 
 class Forces(nn.Module):
@@ -80,10 +86,9 @@ class Forces(nn.Module):
 
     def forward(self, x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
         x, y = x.requires_grad_(), y.requires_grad_()
-        out = self.first([x, y], list(self.weights[:2]))
-        parts = out.split_with_sizes([4, 2], dim=1)
-        again = self.second([parts[0], y * parts[1].sum(1, keepdim=True)], list(self.weights[2:]))
-        return out.detach(), *torch.autograd.grad(again.square().sum(), [x, y])
+        one, other = self.first([x, y], list(self.weights[:2]))
+        again, _ = self.second([one, y * other.sum(1, keepdim=True)], list(self.weights[2:]))
+        return again.detach(), *torch.autograd.grad(again.square().sum(), [x, y])
 
 
 def test_one_graph_compiled_and_exported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -93,7 +98,7 @@ def test_one_graph_compiled_and_exported(tmp_path: Path, monkeypatch: pytest.Mon
     example, _ = inputs_of(SPEC, 9)
     module = trace(forces, [], example, [("edges", 4), ("edges", 3)], Sizes(1, 1, 9), Sizes(1, 0, 0))
     names = [node.target._opname for node in module.graph.nodes if "nequip_kernels" in str(node.target)]
-    assert names == ["mlp", "mlp", "mlp_backward", "mlp_backward"]
+    assert names == ["mlp_pack", "mlp", "mlp_pack", "mlp", "mlp_backward", "mlp_backward"]
     edges = torch.export.Dim("edges", min=0, max=2**31 - 1)
     program = torch.export.export(module, tuple(example), dynamic_shapes=({0: edges}, {0: edges}))
     path = torch._inductor.aoti_compile_and_package(program, package_path=str(tmp_path / "model.pt2"))
@@ -113,7 +118,8 @@ def test_compiled_whole_with_gradients_of_weights(tmp_path: Path, monkeypatch: p
     mlp = make_mlp(SPEC, torch.float64, CPU)
 
     def energy(x: Tensor, y: Tensor, *weights: Tensor) -> Tensor:
-        total: Tensor = mlp([x, y], weights).sin().sum()
+        one, other = mlp([x, y], weights)
+        total: Tensor = one.sin().sum() + (one[:, :2] * other).sum()
         return total
 
     compiled = torch.compile(energy, fullgraph=True, dynamic=True)
@@ -128,7 +134,7 @@ def test_compiled_whole_with_gradients_of_weights(tmp_path: Path, monkeypatch: p
 def test_what_is_refused_and_why(monkeypatch: pytest.MonkeyPatch) -> None:
     assert refuses(SPEC, torch.float32, CPU) == "runs on cuda, not on cpu"
     assert refuses(SPEC, torch.float32, CUDA) is None
-    worse = SPEC.__class__((4,), (5,), 6, "silu")
+    worse = ScalarMLPSpec((4,), (5,), (6,), "silu")
     monkeypatch.setattr(accuracy, "reason", lambda spec, device: "errors" if spec == worse else None)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (9, 0))
@@ -143,8 +149,12 @@ def test_what_is_refused_and_why(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("nonlinearity", ["silu", "none"])
 def test_wide_networks_are_cut(nonlinearity: str) -> None:
-    wide = ScalarMLPSpec((4, 3), (WIDEST - 10, 8, 3, WIDEST + 1, 2), 6, nonlinearity)
-    assert [(part.hidden, part.out) for part in parts(wide)] == [((WIDEST - 10, 8), 3), ((), WIDEST + 1), ((2,), 6)]
+    wide = ScalarMLPSpec((4, 3), (WIDEST - 10, 8, 3, WIDEST + 1, 2), (6,), nonlinearity)
+    assert [(part.hidden, part.outputs) for part in parts(wide)] == [
+        ((WIDEST - 10, 8), (3,)),
+        ((), (WIDEST + 1,)),
+        ((2,), (6,)),
+    ]
     assert parts(SPEC) == [SPEC]
     check_kernel("triton", wide, torch.float64, CPU)
 
@@ -183,7 +193,7 @@ def test_a_tensor_of_another_shape_is_refused() -> None:
 
 def test_a_models_network_is_the_kernel_where_it_is_not_trained() -> None:
     kernels = load_registry().kernels
-    mlp = MLP([7, 5, 6], ops=Ops(kernels, dtype=torch.float64), inputs=[4, 3]).double()
+    mlp = MLP([7, 5, 6], ops=Ops(kernels, dtype=torch.float64), inputs=[4, 3], outputs=[4, 2]).double()
     assert list(mlp.state_dict()) == ["weights.0", "weights.1"]
     mlp.chosen = KernelMLP(mlp.spec, torch.float64, CPU)
     inputs, _ = inputs_of(SPEC, 3)
@@ -192,5 +202,5 @@ def test_a_models_network_is_the_kernel_where_it_is_not_trained() -> None:
         assert calls.names == ["mm", "mm"]
         calls.names.clear()
         evaluated = mlp.eval()(*inputs)
-        assert calls.names == ["mlp"]
-    assert torch.equal(trained, evaluated)
+        assert calls.names == ["mlp_pack", "mlp"]
+    assert all(map(torch.equal, trained, evaluated))

@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import nn
 
-from nequip_core.nn.mlp import MLP
 from nequip_core.ops.contraction import DenseContraction
+from nequip_core.ops.mlp import ReferenceMLP
 from nequip_core.ops.reference import DenseConvolution, TwoForms
 from nequip_core.plugins.manager import load_registry
 from nequip_core.potential import Potential
@@ -46,8 +46,8 @@ def with_our_operators(potential: Potential) -> int:
             if isinstance(child, TwoForms):
                 setattr(parent, name, ours_for(child.dense))
                 count += 1
-        if isinstance(parent, MLP):
-            parent.chosen = KernelMLP(parent.spec, torch.float64, CPU)
+            elif isinstance(child, ReferenceMLP) and name != "reference":  # "chosen" of an MLP, "opening" of Allegro
+                setattr(parent, name, KernelMLP(child.spec, torch.float64, CPU))
     return count
 
 

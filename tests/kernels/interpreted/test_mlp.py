@@ -14,12 +14,12 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 CPU = torch.device("cpu")
 
 SPECS = {
-    "one hidden layer, three inputs": ScalarMLPSpec((33, 5, 17), (37,), 35, "silu"),
-    "one number out": ScalarMLPSpec((32,), (3,), 1, "silu"),
-    "two hidden layers": ScalarMLPSpec((3, 40), (33, 64), 40, "mish"),
-    "three hidden layers": ScalarMLPSpec((1, 2), (5, 35, 7), 32, "gelu"),
-    "linear": ScalarMLPSpec((7, 33), (), 34, "silu"),
-    "no nonlinearity": ScalarMLPSpec((9,), (12,), 5, "none"),
+    "one hidden layer, three inputs": ScalarMLPSpec((33, 5, 17), (37,), (35, 33, 2), "silu"),
+    "one number out": ScalarMLPSpec((32,), (3,), (1,), "silu"),
+    "two hidden layers": ScalarMLPSpec((3, 40), (33, 64), (40,), "mish"),
+    "three hidden layers": ScalarMLPSpec((1, 2), (5, 35, 7), (32,), "gelu"),
+    "linear": ScalarMLPSpec((7, 33), (), (34, 5), "silu"),
+    "no nonlinearity": ScalarMLPSpec((9,), (12,), (5,), "none"),
 }
 
 
@@ -32,7 +32,7 @@ def test_value_first_and_second_derivative(name: str) -> None:
 
 @pytest.mark.parametrize(("atoms", "lengths"), [(0, (1,)), (1, (1,)), (1, (32,))], ids=["none", "one", "a whole tile"])
 def test_few_rows(atoms: int, lengths: tuple[int, ...]) -> None:
-    spec = ScalarMLPSpec((3, 2), (5,), 4, "silu")
+    spec = ScalarMLPSpec((3, 2), (5,), (4,), "silu")
     check_kernel("triton", spec, torch.float64, CPU, atoms=atoms, lengths=lengths)
 
 
@@ -41,9 +41,10 @@ def test_float32() -> None:
 
 
 def test_a_part_of_another_tensors_columns_is_read_in_place() -> None:
-    spec = ScalarMLPSpec((4, 3), (5,), 2, "silu")
+    spec = ScalarMLPSpec((4, 3), (5,), (2, 3), "silu")
     whole = torch.randn(6, 9, dtype=torch.float64)
     inputs = [whole[:, 1:5], whole[:, 6:].mT.contiguous().mT]  # columns side by side; and rows apart
-    weights = [torch.randn(shape, dtype=torch.float64) for shape in ((7, 5), (5, 2))]
+    weights = [torch.randn(shape, dtype=torch.float64) for shape in ((7, 5), (5, 5))]
     mlp = make_mlp(spec, torch.float64, CPU)
-    assert torch.equal(mlp(inputs, weights), mlp([x.contiguous() for x in inputs], weights))
+    for one, other in zip(mlp(inputs, weights), mlp([x.contiguous() for x in inputs], weights), strict=True):
+        assert torch.equal(one, other)

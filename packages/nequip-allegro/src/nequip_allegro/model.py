@@ -7,8 +7,10 @@ track, whose network gives the weights of the next environment. Read-out sums pa
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -23,7 +25,7 @@ from nequip_core.models.base import ModelConfig, ModelInfo, per_type
 from nequip_core.nn.mlp import MLP, NONLINEARITIES
 from nequip_core.nn.radial import ScaledDistance
 from nequip_core.o3 import SCALAR, Irrep, SphericalHarmonics, couplings
-from nequip_core.ops.contracts import ALLEGRO_CONTRACT, ContractionSpec
+from nequip_core.ops.contracts import ALLEGRO_CONTRACT, SCALAR_MLP, ContractionSpec
 from nequip_core.ops.segment import segment_sum
 from nequip_core.ops.select import Ops
 
@@ -66,7 +68,7 @@ class Allegro(nn.Module):
         super().__init__()
         self.info = info
         scalars, channels = config.num_scalar_features, config.num_tensor_features
-        self.scalars, self.channels = scalars, channels
+        self.channels = channels
         self.degrees = config.l_max + 1 if config.weight_individual_irreps else 1
         self.distance = ScaledDistance(info.pair_cutoffs)
         self.harmonics = SphericalHarmonics(config.l_max)
@@ -74,11 +76,13 @@ class Allegro(nn.Module):
         self.two_body_mlp = MLP(
             [config.two_body_dim, *config.two_body_mlp, scalars],
             _or_common(config.two_body_nonlinearity, config),
-            ops,
         )
-        weights = self.degrees * channels
-        self.tensor_weights = MLP([scalars, (config.l_max + 1) * channels], ops=ops)
-        self.first = MLP([scalars, scalars + weights], ops=ops)
+        weights, of_tensors = self.degrees * channels, (config.l_max + 1) * channels
+        self.tensor_weights = MLP([scalars, of_tensors])
+        self.first = MLP([scalars, scalars + weights], outputs=[scalars, weights])
+        # The last layer of the two-body network and these two are linear: one map, where they are not trained.
+        two_body = self.two_body_mlp.spec
+        self.opening = ops.make(SCALAR_MLP, dataclasses.replace(two_body, outputs=(of_tensors, scalars, weights)))
         # A single number or one for each type of centre; both become one for each type.
         self.register_buffer("norm", per_type(config.avg_num_neighbors, info.types).rsqrt(), persistent=False)
         self.norm: Tensor
@@ -104,6 +108,7 @@ class Allegro(nn.Module):
                 config.nonlinearity,
                 ops,
                 inputs=[*[scalars] * (n + 1), channels],
+                outputs=[scalars, weights] if n < config.num_layers - 1 else None,
             )
             for n in range(config.num_layers)
         )
@@ -120,29 +125,38 @@ class Allegro(nn.Module):
         centre = graph.edge_index[0]
         distance = edge_vectors.norm(dim=1, keepdim=True)
         harmonics = self.harmonics(edge_vectors / distance).to(dtype)
-        pairs = self.two_body_mlp(self.two_body(graph, self.distance(graph, distance)))
+        pairs = self.two_body(graph, self.distance(graph, distance))
         norm = self.norm.to(dtype).index_select(0, graph.types).unsqueeze(1)
         # The contraction is linear in the environment and in the path weights. One norm for all atoms belongs to those,
         # which are few; one for each type to the environment weights of each edge.
         of_paths = self.norm[0].to(dtype) if self.one_norm else None
         of_edges = norm[centre] if of_paths is None else None
 
-        tensors = self._by_degree(self.tensor_weights(pairs))
-        scalars, weights = self._split(self.first(pairs))
-        track = [scalars]
+        tensors, scalars, weights = self._open(pairs)
+        tensors, track = self._by_degree(tensors), [scalars]
         for contract, path_weights, network in zip(self.contractions, self.path_weights, self.latents, strict=True):
             environment = self._by_degree(weights if of_edges is None else of_edges * weights)
             paths = path_weights if of_paths is None else of_paths * path_weights
             tensors, _ = contract(tensors, environment, harmonics, paths, graph)
             # Even scalars come first.
-            scalars, weights = self._split(network(*track, tensors[:, 0]))
+            latent = network(*track, tensors[:, 0])
+            # The last layer has no next environment.
+            scalars, *rest = [latent] if isinstance(latent, Tensor) else latent
+            weights = rest[0] if rest else weights
             track.append(scalars)
         energy = segment_sum(self.readout(*track), centre, graph.row_ptr)
         return (energy * norm).squeeze(1) * math.sqrt(0.5)
 
-    def _split(self, latent: Float[Tensor, "edges outputs"]) -> tuple[Tensor, ...]:
-        """The scalars of a layer and the weights of the next environment, of which the last layer has none."""
-        return latent.split_with_sizes([self.scalars, latent.shape[1] - self.scalars], dim=1)
+    def _open(self, pairs: Float[Tensor, "edges inputs"]) -> Sequence[Tensor]:
+        """Of the embedding of pairs: weights of tensors, scalars, weights of the first environment."""
+        if self.training:
+            scalars = self.two_body_mlp(pairs)
+            return self.tensor_weights(scalars), *self.first(scalars)
+        *hidden, last = self.two_body_mlp.weights
+        both = torch.cat([self.tensor_weights.weights[0], self.first.weights[0]], dim=1)
+        (alpha,) = self.first.spec.alphas
+        opened: Sequence[Tensor] = self.opening([pairs], [*hidden, last @ (alpha * both)])
+        return opened
 
     def _by_degree(self, weights: Float[Tensor, "edges weights"]) -> Float[Tensor, "edges degrees channels"]:
         return torch.unflatten(weights, 1, (-1, self.channels))

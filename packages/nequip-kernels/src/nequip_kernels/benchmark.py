@@ -37,6 +37,7 @@ from nequip_kernels.contraction import kernels as contraction
 from nequip_kernels.convolution import kernels as convolution
 from nequip_kernels.floors import Floor
 from nequip_kernels.mlp import kernels as mlp
+from nequip_kernels.mlp.operators import mlp_pack
 
 SCHEMA = 1
 REPEATS, WARM_UP = 20, 3
@@ -51,8 +52,8 @@ CANDIDATES = tuple(
 OF_NETWORKS = tuple(
     Block(*sizes)
     for sizes in (
-        *((32, 64, 4, 1), (32, 64, 4, 2), (32, 64, 4, 3), (32, 128, 8, 1), (32, 128, 8, 3), (32, 128, 4, 3)),
-        *((32, 64, 8, 3), (64, 64, 4, 2), (64, 128, 8, 2), (16, 64, 4, 4)),
+        *((64, 64, 4, 1), (64, 64, 4, 2), (64, 128, 8, 1), (64, 128, 8, 2), (64, 128, 4, 2), (32, 64, 4, 1)),
+        *((32, 64, 4, 3), (32, 128, 8, 3)),
     )
 )
 """The same for networks of scalars, whose pieces of a width take the place of channels."""
@@ -253,14 +254,13 @@ def networks(channels: int) -> dict[str, ScalarMLPSpec]:
     """Of Allegro with two layers of l_max 2 and twice as many scalars as channels, and NequIP's radial network."""
     scalars, weights = 2 * channels, 3 * channels
     return {
-        "two-body": ScalarMLPSpec((64,), (64,), scalars, "silu"),
-        "tensor weights": ScalarMLPSpec((scalars,), (), weights, "silu"),
-        "first": ScalarMLPSpec((scalars,), (), scalars + weights, "silu"),
-        "latent": ScalarMLPSpec((scalars, channels), (64,), scalars + weights, "silu"),
-        "latent wide": ScalarMLPSpec((scalars, channels), (128,), scalars + weights, "silu"),
-        "latent last": ScalarMLPSpec((scalars, scalars, channels), (64,), scalars, "silu"),
-        "read-out": ScalarMLPSpec((scalars,) * 3, (32,), 1, "silu"),
-        "radial": ScalarMLPSpec((8,), (128,), 11 * channels, "silu"),
+        "first": ScalarMLPSpec((64,), (64,), (weights, scalars, weights), "silu"),
+        "latent": ScalarMLPSpec((scalars, channels), (64,), (scalars, weights), "silu"),
+        "latent wide": ScalarMLPSpec((scalars, channels), (128,), (scalars, weights), "silu"),
+        "latent last": ScalarMLPSpec((scalars, scalars, channels), (64,), (scalars,), "silu"),
+        "read-out": ScalarMLPSpec((scalars,) * 3, (32,), (1,), "silu"),
+        "linear": ScalarMLPSpec((scalars,), (), (weights,), "silu"),
+        "radial": ScalarMLPSpec((8,), (128,), (11 * channels,), "silu"),
     }
 
 
@@ -325,16 +325,15 @@ def _convolution_calls(spec: ConvolutionSpec) -> Callable[[Graph, torch.dtype], 
 
 def _mlp_calls(spec: ScalarMLPSpec) -> Callable[[Graph, torch.dtype], Iterator[Call]]:
     def calls(graph: Graph, dtype: torch.dtype) -> Iterator[Call]:
-        made = mlp.kernels_of(mlp.describe(spec, blocks.architecture_of(graph.types.device), dtype))
+        text = mlp.describe(spec, blocks.architecture_of(graph.types.device), dtype)
+        made = mlp.kernels_of(text)
         rows = graph.edge_shift.shape[0]
         tensors = _normal(mlp_shapes(spec, rows), graph, dtype)
         inputs, weights = tensors[: len(spec.inputs)], tensors[len(spec.inputs) :]
-        grad = torch.randn(rows, spec.out, dtype=dtype, device=inputs[0].device)
-        arguments: dict[str, tuple[Any, ...]] = {
-            "forward": (inputs, weights),
-            "backward": (inputs, weights, grad),
-        }
-        floor = floors.of_mlp(spec, rows, grad.element_size())
+        grads = [torch.randn(rows, width, dtype=dtype, device=graph.types.device) for width in spec.outputs]
+        packed = mlp_pack(weights, text)
+        arguments: dict[str, tuple[Any, ...]] = {"forward": (inputs, packed), "backward": (inputs, packed, grads)}
+        floor = floors.of_mlp(spec, rows, packed.element_size())
         for name, given in arguments.items():
 
             def make(block: Block, name: str = name, given: tuple[Any, ...] = given) -> Callable[[], Any]:

@@ -84,7 +84,7 @@ def of_convolution(spec: ConvolutionSpec, atoms: int, edges: int, itemsize: int)
 
 def of_mlp(spec: ScalarMLPSpec, rows: int, itemsize: int) -> dict[str, Floor]:
     """The floor of every operator of a network of scalars; its hidden layers are computed again for a derivative."""
-    fan_in, *_, out = spec.widths
+    fan_in, out = spec.widths[0], spec.widths[-1]
     products = [one * other for one, other in itertools.pairwise(spec.widths)]
     tensor = 3 if itemsize == 4 else 0
     return {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -27,7 +28,8 @@ class MLP(nn.Module):
         widths: of input, hidden layers and output.
         nonlinearity: between layers; none follows the last one.
         ops: chooses who computes it where it is not trained; default: the reference.
-        inputs: of the tensors that are its input side by side; default: there is one.
+        inputs: widths of the tensors that are its input side by side; default: there is one.
+        outputs: likewise of its result.
     """
 
     def __init__(
@@ -37,11 +39,12 @@ class MLP(nn.Module):
         ops: Ops | None = None,
         *,
         inputs: Sequence[int] | None = None,
+        outputs: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
         first, *hidden, out = widths
-        self.spec = ScalarMLPSpec((first,) if inputs is None else tuple(inputs), tuple(hidden), out, nonlinearity)
-        assert self.spec.widths[0] == first
+        self.spec = ScalarMLPSpec(tuple(inputs or [first]), tuple(hidden), tuple(outputs or [out]), nonlinearity)
+        assert self.spec.widths == tuple(widths)
         self.weights = nn.ParameterList(
             torch.empty(fan_in, fan_out).uniform_(-math.sqrt(3), math.sqrt(3))
             for fan_in, fan_out in itertools.pairwise(self.spec.widths)
@@ -49,8 +52,8 @@ class MLP(nn.Module):
         self.reference = ReferenceMLP(self.spec)
         self.chosen = self.reference if ops is None else ops.make(SCALAR_MLP, self.spec)
 
-    def forward(self, *inputs: Float[Tensor, "rows _"]) -> Float[Tensor, "rows outputs"]:
-        """Applied to each row; several tensors are one row side by side."""
+    def forward(self, *inputs: Float[Tensor, "rows _"]) -> Any:
+        """Applied to each row, which several tensors are side by side; a tensor, or a list of several."""
         compute = self.reference if self.training else self.chosen
-        result: Tensor = compute(inputs, list(self.weights))
-        return result
+        result: Sequence[Tensor] = compute(inputs, list(self.weights))
+        return result[0] if len(result) == 1 else result

@@ -40,13 +40,14 @@ allegro.contract/1
 scalar_mlp/1
     A multilayer perceptron without bias, applied to each row of its inputs side by side.
 
-    ``mlp(inputs, weights) -> out``
+    ``mlp(inputs, weights) -> outputs``
 
     inputs   [rows, inputs_n], a sequence of tensors
     weights  [fan_in, fan_out] of each layer, a sequence of tensors
-    out      [rows, out]
+    outputs  [rows, outputs_n], a sequence of tensors
 
-    x_0 = inputs side by side, x_{n+1} = s(alpha_n x_n W_n), and alpha_n x_n W_n of the last layer is the result.
+    x_0 = inputs side by side, x_{n+1} = s(alpha_n x_n W_n), and alpha_n x_n W_n of the last layer is the outputs side
+    by side.
 
     Differentiable twice with respect to inputs and weights. Deterministic.
 """
@@ -173,19 +174,19 @@ class ScalarMLPSpec:
     Attributes:
         inputs: of the tensors that are its input side by side.
         hidden: of the hidden layers.
-        out: of the result.
+        outputs: of the tensors that are its result side by side.
         nonlinearity: silu, mish, gelu or none; after each layer but the last.
     """
 
     inputs: tuple[int, ...]
     hidden: tuple[int, ...]
-    out: int
+    outputs: tuple[int, ...]
     nonlinearity: str
 
     @property
     def widths(self) -> tuple[int, ...]:
         """Of input, hidden layers and result."""
-        return sum(self.inputs), *self.hidden, self.out
+        return sum(self.inputs), *self.hidden, sum(self.outputs)
 
     @property
     def layers(self) -> int:
@@ -204,7 +205,7 @@ class ScalarMLP(Protocol):
 
     def __call__(
         self, inputs: Sequence[Float[Tensor, "rows inputs"]], weights: Sequence[Float[Tensor, "fan_in fan_out"]]
-    ) -> Float[Tensor, "rows out"]:
+    ) -> Sequence[Float[Tensor, "rows outputs"]]:
         """The last layer's result."""
         ...
 

@@ -38,11 +38,11 @@ class ReferenceMLP(nn.Module):
 
     def forward(
         self, inputs: Sequence[Float[Tensor, "rows inputs"]], weights: Sequence[Float[Tensor, "fan_in fan_out"]]
-    ) -> Float[Tensor, "rows out"]:
+    ) -> Sequence[Float[Tensor, "rows outputs"]]:
         """See nequip_core.ops.contracts."""
         x = inputs[0] if len(inputs) == 1 else torch.cat(list(inputs), dim=1)
         for n, (weight, alpha) in enumerate(zip(weights, self.spec.alphas, strict=True)):
             if n:
                 x = self.nonlinearity(x)
             x = x @ (alpha * weight)
-        return x
+        return [x] if len(self.spec.outputs) == 1 else x.split_with_sizes(list(self.spec.outputs), dim=1)

@@ -120,7 +120,7 @@ def _of_tensors(function: Callable[..., Any], spec: ScalarMLPSpec) -> Callable[.
     def called(*given: Any) -> Any:
         *tensors, _ = given
         inputs = len(spec.inputs)
-        return function(tensors[:inputs], tensors[inputs:])
+        return torch.cat(list(function(tensors[:inputs], tensors[inputs:])), dim=1)
 
     return called
 
@@ -130,9 +130,9 @@ def derivatives(
 ) -> dict[str, Tensor]:
     """Value, first derivative and second derivative of an operator of tensors and a graph, by name.
 
-    The first is by a direction of the result, the second by one of the first derivatives, all drawn from the seed. So both
-    are sums of products only, and what float32 rounds stays as small as in the operator. The second derivative by the
-    direction of the result is what forces contribute to the gradient of a loss.
+    The first is by a direction of the result, the second by one of the first derivatives, all drawn from the seed. So
+    both are sums of products only, and what float32 rounds stays as small as in the operator. The second derivative by
+    the direction of the result is what forces contribute to the gradient of a loss.
     """
     leaves = {label: x.detach().requires_grad_() for label, x in inputs.items()}
     generator = torch.Generator().manual_seed(seed + 1)

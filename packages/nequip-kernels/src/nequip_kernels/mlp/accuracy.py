@@ -17,7 +17,7 @@ from nequip_core.ops.contracts import ScalarMLPSpec
 from nequip_kernels.blocks import architecture_of
 from nequip_kernels.mlp import reference
 from nequip_kernels.mlp.kernels import describe
-from nequip_kernels.mlp.operators import mlp, mlp_backward
+from nequip_kernels.mlp.operators import mlp, mlp_backward, mlp_pack
 
 FACTOR = 2.0
 ROWS = 4096
@@ -73,27 +73,31 @@ def compare(spec: ScalarMLPSpec, device: torch.device, seed: int = 0) -> dict[st
 
     inputs = [normal(ROWS, width) for width in spec.inputs]
     weights = [normal(*spec.widths[n : n + 2]) for n in range(spec.layers)]
-    grad = normal(ROWS, spec.out)
+    grads = [normal(ROWS, width) for width in spec.outputs]
     text = describe(spec, architecture_of(device), torch.float32)
     precision = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     try:
-        products = _results(spec, inputs, weights, grad)
+        products = _results(spec, inputs, weights, grads)
     finally:
         torch.set_float32_matmul_precision(precision)
-    exact = _results(spec, [x.double() for x in inputs], [w.double() for w in weights], grad.double())
-    ours = [mlp(inputs, weights, text), torch.cat(mlp_backward(inputs, weights, grad, text), dim=1)]
+    exact = _results(spec, [x.double() for x in inputs], [w.double() for w in weights], [g.double() for g in grads])
+    packed = mlp_pack(weights, text)
+    ours = [
+        torch.cat(one, dim=1)
+        for one in (mlp(inputs, weights, packed, text), mlp_backward(inputs, weights, packed, grads, text))
+    ]
     return {
         name: Comparison(_errors(one, truth), _errors(other, truth))
         for name, one, other, truth in zip(("value", "derivative"), ours, products, exact, strict=True)
     }
 
 
-def _results(spec: ScalarMLPSpec, inputs: Sequence[Tensor], weights: Sequence[Tensor], grad: Tensor) -> list[Tensor]:
-    return [
-        reference.forward(spec, inputs, weights),
-        torch.cat(reference.backward(spec, inputs, weights, grad), dim=1),
-    ]
+def _results(
+    spec: ScalarMLPSpec, inputs: Sequence[Tensor], weights: Sequence[Tensor], grads: Sequence[Tensor]
+) -> list[Tensor]:
+    value, derivative = reference.forward(spec, inputs, weights), reference.backward(spec, inputs, weights, grads)
+    return [torch.cat(value, dim=1), torch.cat(derivative, dim=1)]
 
 
 def _errors(received: Tensor, exact: Tensor) -> Errors:

@@ -1,33 +1,26 @@
-"""The text of the Triton functions of one network of scalars: value, and derivative by inputs.
+"""The text of the Triton functions of one network of scalars: value, derivative by inputs, and packing of weights.
 
-A program has a tile of BE rows. Widths are cut into pieces of BK: a hidden layer is one [BE, BK] tensor in registers
-for each piece (``z0_0``, ``z0_1``, ...: layer, piece), so no hidden layer is ever stored. Inputs are read in pieces,
-one after the other and tensor after tensor: the first layer's product is the sum over them. Weights come from the
-cache.
+A program has a tile of BE rows. Widths are cut into pieces of BN: a hidden layer is one [BE, BN] tensor in registers
+for each piece (``z0_0``, ``z0_1``, ...: layer, piece), so no hidden layer is ever stored. What is in memory, inputs or
+gradients, is read in pieces of BK, one after the other and tensor after tensor: the first layer's product is the sum
+over them. Weights come from the cache, as `nequip_kernels.mlp.packed` has them.
+
+A product of float32 numbers is three of TF32 ones: of a factor's rounded number (``h``) and the rest (``l``), all but
+the product of both rests. They are summed by tensor cores, which truncate, for one piece at a time; pieces are added
+up outside of them, rounded to nearest.
 
 The grid has one program more than there are whole tiles, since a grid may not be empty.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+
 import torch
 
 from nequip_core.ops.contracts import ScalarMLPSpec
 from nequip_kernels.emit import HEAD
-
-FEW = 8
-"""Sums of so few products are rounded so little in float32 that three products of tensor cores are not as good."""
-
-
-def precision(dtype: torch.dtype, terms: int) -> str:
-    """Of sums of so many products: three of tensor cores for one of float32 numbers.
-
-    Triton adds the product of each piece to the sum itself, rounded to nearest; tensor cores would truncate the sum.
-    """
-    if dtype == torch.float64:
-        return 'input_precision="ieee", out_dtype=tl.float64'
-    return 'input_precision="ieee"' if terms < FEW else 'input_precision="tf32x3"'
-
+from nequip_kernels.mlp.packed import INNER, UNIT, Matrix, filled, matrices
 
 VALUE = {
     "silu": ["f = tl.sigmoid({z})", "a = {z} * f"],
@@ -51,186 +44,237 @@ SLOPE = {
 }
 """a = s'(z)."""
 
+ROUNDED = """\
+@triton.jit
+def rounded(x):
+    bits = x.to(tl.int32, bitcast=True)
+    return ((bits + 4096) & -8192).to(tl.float32, bitcast=True)
+"""
+"""To the nearest TF32 number."""
+
+TILE = 32
+"""Rows and columns of a program that packs weights."""
+
 
 def source(spec: ScalarMLPSpec, dtype: torch.dtype, piece: int) -> str:
-    """A file with the functions ``mlp_forward`` and ``mlp_backward``.
+    """A file with the functions ``mlp_forward``, ``mlp_backward`` and ``mlp_pack``.
 
     Args:
         spec: of the network.
         dtype: of all numbers.
-        piece: BK, which decides how many tensors a hidden layer is.
+        piece: BN, which decides how many tensors a hidden layer is.
     """
-    about = f"A network of the widths {list(spec.inputs)}, {list(spec.hidden)}, {spec.out} in pieces of {piece}."
-    return HEAD.format(about=about) + "".join(
-        f"\n\n{Writer(spec, dtype, piece).write(name)}\n" for name in ("forward", "backward")
+    about = (
+        f"A network of the widths {list(spec.inputs)}, {list(spec.hidden)}, {list(spec.outputs)}, pieces of {piece}."
     )
+    functions = [ROUNDED, *(Writer(spec, dtype, piece).write(name) for name in ("forward", "backward"))]
+    return HEAD.format(about=about) + "".join(f"\n\n{text}\n" for text in (*functions, pack(spec, dtype)))
 
 
 class Writer:
     """One function that is being written."""
 
     def __init__(self, spec: ScalarMLPSpec, dtype: torch.dtype, piece: int) -> None:
+        if UNIT % piece:
+            raise ValueError(f"pieces of networks are of widths that divide {UNIT}, received {piece}.")
         self.spec, self.dtype, self.piece = spec, dtype, piece
+        self.matrices = matrices(spec, dtype)
         self.lines: list[str] = []
-        self.parts = range(len(spec.inputs))
-        self.first_rows = [sum(spec.inputs[:n]) for n in self.parts]
+        self.depth = 0
 
     def __call__(self, *lines: str) -> None:
-        """Write lines."""
-        self.lines += lines
+        """Write lines at the present depth."""
+        self.lines += ["    " * self.depth + line for line in lines]
 
     def write(self, name: str) -> str:
         """The function's text."""
-        tensors = [f"x{n}" for n in self.parts] + [f"w{n}" for n in range(self.spec.layers)]
-        tensors += ["out"] if name == "forward" else ["grad", *(f"dx{n}" for n in self.parts)]
-        strides = [f"s{n}" for n in self.parts] + ([] if name == "forward" else ["sg"])
+        inputs, outputs = range(len(self.spec.inputs)), range(len(self.spec.outputs))
+        tensors = [*(f"x{n}" for n in inputs), "weights"]
+        strides = [f"s{n}" for n in inputs]
+        if name == "forward":
+            tensors += [f"out{n}" for n in outputs]
+        else:
+            tensors += [*(f"grad{n}" for n in outputs), *(f"dx{n}" for n in inputs)]
+            strides += [f"t{n}" for n in outputs]
         arguments = ", ".join([*tensors, "rows", *strides])
         self(
             "@triton.jit",
-            f"def mlp_{name}({arguments}, BE: tl.constexpr, BK: tl.constexpr):",
-            f"    dtype = {tensors[-1]}.dtype.element_ty",
-            "    e = tl.program_id(0).to(tl.int64) * BE + tl.arange(0, BE)",
-            "    row = (e < rows)[:, None]",
-            "    c = tl.arange(0, BK)",
+            f"def mlp_{name}({arguments}, BE: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr):",
         )
-        if self.spec.hidden:
-            self._hidden(keep=name == "backward")
-        (self._forward if name == "forward" else self._backward)()
+        self.depth = 1
+        self(
+            "dtype = weights.dtype.element_ty",
+            "e = tl.program_id(0).to(tl.int64) * BE + tl.arange(0, BE)",
+            "row = (e < rows)[:, None]",
+            "ck = tl.arange(0, BK)",
+            "cn = tl.arange(0, BN)",
+        )
+        hidden = self._hidden(keep=name == "backward")
+        if name == "forward":
+            self._product(0 if not self.spec.hidden else self.spec.layers - 1, False, "x", "s", hidden, "out")
+        else:
+            self._backward()
         return "\n".join(self.lines)
 
-    def _pieces(self, layer: int) -> range:
+    def _pieces(self, layer: int) -> list[int]:
         """Of a hidden layer."""
-        return range(-(-self.spec.hidden[layer] // self.piece))
+        return list(range(-(-self.spec.hidden[layer] // self.piece)))
 
-    # Layers
-
-    def _hidden(self, *, keep: bool) -> None:
-        """All hidden layers: ``z0_0``, ... before the nonlinearity, of all layers if asked; ``a0_0``, ... after it."""
-        spec = self.spec
-        for n in range(len(spec.hidden)):
-            self(*(f"    z{n}_{m} = tl.zeros((BE, BK), dtype)" for m in self._pieces(n)))
-            if n == 0:
-                for part in self.parts:
-                    self._rows_of(part)
-                    with_weights = [
-                        (f"z0_{m}", "x", self._weight(0, f"{self.first_rows[part]} + k", f"{m * self.piece}", part))
-                        for m in self._pieces(0)
-                    ]
-                    self(f"    for k in range(0, {spec.inputs[part]}, BK):", self._load_input(part))
-                    self(*(f"        {self._dot(spec.widths[0], *one)}" for one in with_weights))
-            else:
-                for m in self._pieces(n):
-                    for k in self._pieces(n - 1):
-                        weight = self._weight(n, f"{k * self.piece}", f"{m * self.piece}")
-                        self(f"    {self._dot(spec.widths[n], f'z{n}_{m}', f'a{n - 1}_{k}', weight)}")
-            for m in self._pieces(n):
-                self(f"    z{n}_{m} = z{n}_{m} * {spec.alphas[n]!r}")
-                if not (keep and n == len(spec.hidden) - 1):  # whose value a derivative has no use for
-                    self._apply(VALUE, f"z{n}_{m}", f"a{n}_{m}")
-
-    def _forward(self) -> None:
-        spec, last = self.spec, self.spec.layers - 1
-        self(f"    for n in range(0, {spec.out}, BK):", "        y = tl.zeros((BE, BK), dtype)")
-        if spec.hidden:
-            for m in self._pieces(last - 1):
-                weight = self._weight(last, f"{m * self.piece}", "n")
-                self(f"        {self._dot(spec.widths[last], 'y', f'a{last - 1}_{m}', weight)}")
-        else:
-            for part in self.parts:
-                self._rows_of(part, depth=2)
-                weight = self._weight(0, f"{self.first_rows[part]} + k", "n", part)
-                self(f"        for k in range(0, {spec.inputs[part]}, BK):", self._load_input(part, depth=3))
-                self(f"            {self._dot(spec.widths[0], 'y', 'x', weight)}")
-        self(
-            f"        out_at = out + (e * {spec.out})[:, None] + (n + c)[None, :]",
-            f"        tl.store(out_at, y * {spec.alphas[last]!r}, mask={self._mask('row', 'n', spec.out)})",
-        )
+    def _hidden(self, *, keep: bool) -> list[str]:
+        """All hidden layers, ``z0_0``, ...; gives the names of the last one's pieces after the nonlinearity."""
+        names: list[str] = []
+        for n in range(len(self.spec.hidden)):
+            matrix = self.matrices[n, False]
+            self._sums(matrix, [f"z{n}_{m}" for m in self._pieces(n)], "x", "s", names)
+            names = [f"a{n}_{m}" for m in self._pieces(n)]
+            if keep and n == len(self.spec.hidden) - 1:  # whose value a derivative has no use for
+                return []
+            for m, name in enumerate(names):
+                self._apply(VALUE, f"z{n}_{m}", name)
+                self._split(matrix=self.matrices[n + 1, False], name=name)
+        return names
 
     def _backward(self) -> None:
-        spec, last = self.spec, self.spec.layers - 1
-        self("    grad_at = grad + (e * sg)[:, None] + c[None, :]")
-        if not spec.hidden:
-            self._to_inputs(["g"])
-            return
-        # By the last hidden layer: pieces of the gradient, one after the other.
-        self(*(f"    d{last - 1}_{m} = tl.zeros((BE, BK), dtype)" for m in self._pieces(last - 1)))
-        self(f"    for n in range(0, {spec.out}, BK):", f"        {self._load_grad()}")
-        for m in self._pieces(last - 1):
-            weight = self._transposed(last, f"{m * self.piece}", "n")
-            self(f"        {self._dot(spec.out, f'd{last - 1}_{m}', 'g', weight)}")
-        for n in reversed(range(last)):
-            for m in self._pieces(n):
-                if n < last - 1:
-                    self(f"    d{n}_{m} = tl.zeros((BE, BK), dtype)")
-                    for k in self._pieces(n + 1):
-                        weight = self._transposed(n + 1, f"{m * self.piece}", f"{k * self.piece}")
-                        self(f"    {self._dot(spec.widths[n + 2], f'd{n}_{m}', f'd{n + 1}_{k}', weight)}")
+        names: list[str] = []
+        for n in reversed(range(len(self.spec.hidden))):
+            matrix = self.matrices[n + 1, True]
+            sums = [f"d{n}_{m}" for m in self._pieces(n)]
+            self._sums(matrix, sums, "grad", "t", names)
+            for m, name in enumerate(sums):
                 self._apply(SLOPE, f"z{n}_{m}", "slope")
-                self(f"    d{n}_{m} = d{n}_{m} * slope * {spec.alphas[n + 1]!r}")
-        self._to_inputs([f"d0_{m}" for m in self._pieces(0)])
+                self(f"{name} = {name} * slope")
+                self._split(matrix=self.matrices[n, True], name=name)
+            names = sums
+        self._product(0, True, "grad", "t", names, "dx")
 
-    def _to_inputs(self, pieces: list[str]) -> None:
-        """Derivatives by the inputs of those by the first layer's result: ``g`` where there is no other."""
-        spec = self.spec
-        for part in self.parts:
-            width = spec.inputs[part]
-            self(f"    for k in range(0, {width}, BK):", "        y = tl.zeros((BE, BK), dtype)")
-            if spec.hidden:
-                for m, one in enumerate(pieces):
-                    weight = self._transposed(0, f"{self.first_rows[part]} + k", f"{m * self.piece}", part)
-                    self(f"        {self._dot(spec.widths[1], 'y', one, weight)}")
-            else:
-                weight = self._transposed(0, f"{self.first_rows[part]} + k", "n", part)
-                self(f"        for n in range(0, {spec.out}, BK):", f"            {self._load_grad()}")
-                self(f"            {self._dot(spec.out, 'y', 'g', weight)}")
+    # Products
+
+    def _sums(self, matrix: Matrix, sums: Sequence[str], memory: str, stride: str, names: Sequence[str]) -> None:
+        """All pieces of a product with a matrix: of pieces in registers; where there are none, of tensors in memory.
+
+        Args:
+            matrix: of the layer.
+            sums: names of the product's pieces.
+            memory: the tensors' common name.
+            stride: that of their strides.
+            names: of the pieces in registers.
+        """
+        self(*(f"{one} = tl.zeros((BE, BN), dtype)" for one in sums))
+        if names:
+            for m, one in enumerate(sums):
+                for k, name in enumerate(names):
+                    self._add(matrix, one, name, f"{m * self.piece}", f"{k * self.piece}", "cn")
+            return
+        for _ in self._read(matrix, memory, stride):
+            for m, one in enumerate(sums):
+                self._add(matrix, one, "v", f"{m * self.piece}", "column + k", "ck")
+
+    def _product(
+        self, layer: int, transposed: bool, memory: str, stride: str, names: Sequence[str], result: str
+    ) -> None:
+        """A product whose pieces are stored one after the other."""
+        matrix = self.matrices[layer, transposed]
+        for number, width in enumerate(matrix.outer):
+            self(f"for n in range(0, {width}, BN):")
+            self.depth += 1
+            self("y = tl.zeros((BE, BN), dtype)")
+            row = f"{matrix.row(number)} + n"
+            for k, name in enumerate(names):
+                self._add(matrix, "y", name, row, f"{k * self.piece}", "cn")
+            if not names:
+                for _ in self._read(matrix, memory, stride):
+                    self._add(matrix, "y", "v", row, "column + k", "ck")
             self(
-                f"        dx_at = dx{part} + (e * {width})[:, None] + (k + c)[None, :]",
-                f"        tl.store(dx_at, y * {spec.alphas[0]!r}, mask={self._mask('row', 'k', width)})",
+                f"y_at = {result}{number} + (e * {width})[:, None] + (n + cn)[None, :]",
+                f"tl.store(y_at, y, mask={_mask('n', 'cn', width, self.piece)})",
             )
+            self.depth -= 1
 
-    # Lines
+    def _read(self, matrix: Matrix, memory: str, stride: str) -> Iterator[None]:
+        """What is written at each turn is within a loop over the pieces ``v`` of a tensor."""
+        for part, width in enumerate(matrix.inner):
+            self(
+                f"v_at = {memory}{part} + (e * {stride}{part})[:, None] + ck[None, :]",
+                f"column = {matrix.column(part)}",
+                f"for k in range(0, {width}, BK):",
+            )
+            self.depth += 1
+            self(f"v = tl.load(v_at + k, mask={_mask('k', 'ck', width, INNER)}, other=0.0)")
+            self._split(matrix, "v")
+            yield
+            self.depth -= 1
 
-    def _dot(self, terms: int, total: str, one: str, other: str) -> str:
-        """Add the product of two pieces to a sum of so many terms in all."""
-        return f"{total} = tl.dot({one}, {other}, {total}, {precision(self.dtype, terms)})"
+    def _split(self, matrix: Matrix, name: str) -> None:
+        """The rounded number and the rest, where the product with the matrix is of such."""
+        if matrix.split:
+            self(f"{name}h = rounded({name})", f"{name}l = rounded({name} - {name}h)")
+
+    def _add(self, matrix: Matrix, total: str, name: str, row: str, column: str, inner: str) -> None:
+        """Add the product of a piece with a piece of a matrix."""
+        rows, columns = f"({row} + cn)[None, :] * {matrix.columns}", f"({column} + {inner})[:, None]"
+        self(f"w_at = weights + {matrix.start} + {rows} + {columns}", "w = tl.load(w_at)")
+        if not matrix.split:
+            double = ", out_dtype=tl.float64" if self.dtype == torch.float64 else ""
+            self(f'{total} = tl.dot({name}, w, {total}, input_precision="ieee"{double})')
+            return
+        tf32 = 'input_precision="tf32"'
+        self(
+            f"wl = tl.load(w_at + {matrix.size})",
+            f"p = tl.dot({name}l, w, {tf32})",
+            f"p = tl.dot({name}h, wl, p, {tf32})",
+            f"p = tl.dot({name}h, w, p, {tf32})",
+            f"{total} = {total} + p",
+        )
 
     def _apply(self, table: dict[str, list[str]], z: str, name: str) -> None:
-        self(*("    " + line.format(z=z) for line in table[self.spec.nonlinearity]), f"    {name} = a")
+        self(*(line.format(z=z) for line in table[self.spec.nonlinearity]), f"{name} = a")
 
-    def _rows_of(self, part: int, depth: int = 1) -> None:
-        self("    " * depth + f"x_at = x{part} + (e * s{part})[:, None] + c[None, :]")
 
-    def _load_input(self, part: int, depth: int = 2) -> str:
-        mask = self._mask("row", "k", self.spec.inputs[part])
-        return "    " * depth + f"x = tl.load(x_at + k, mask={mask}, other=0.0)"
+def _mask(start: str, columns: str, width: int, piece: int) -> str:
+    """Of a tile whose columns are a piece of a width."""
+    return "row" if width % piece == 0 else f"row & ({start} + {columns} < {width})[None, :]"
 
-    def _load_grad(self) -> str:
-        return f"g = tl.load(grad_at + n, mask={self._mask('row', 'n', self.spec.out)}, other=0.0)"
 
-    def _mask(self, rows: str, start: str, width: int) -> str:
-        """Of a tile whose columns are a piece of a width."""
-        return rows if width % self.piece == 0 else f"{rows} & ({start} + c < {width})[None, :]"
+def pack(spec: ScalarMLPSpec, dtype: torch.dtype) -> str:
+    """The function that packs weights, with their alphas; a program writes a tile of a tensor's part of a matrix."""
+    lines = [
+        "@triton.jit",
+        f"def mlp_pack({', '.join(f'w{n}' for n in range(spec.layers))}, out, T: tl.constexpr):",
+        "    i = tl.program_id(0)",
+        "    c = tl.arange(0, T)",
+    ]
+    first = 0
+    for matrix in matrices(spec, dtype).values():
+        fan_out = spec.widths[matrix.layer + 1]
+        for outer, height in enumerate(matrix.outer):
+            for inner, width in enumerate(matrix.inner):
+                across = filled(width) // TILE
+                stop = first + across * filled(height) // TILE
+                # The place of the part among the layer's weights.
+                at = sum(matrix.outer[:outer]), sum(matrix.inner[:inner])
+                strides = (fan_out, 1) if matrix.transposed else (1, fan_out)
+                lines += [
+                    f"    if (i >= {first}) & (i < {stop}):",
+                    f"        r = ((i - {first}) // {across}) * T + c[:, None]",
+                    f"        k = ((i - {first}) % {across}) * T + c[None, :]",
+                    f"        w_at = w{matrix.layer} + (r + {at[0]}) * {strides[0]} + (k + {at[1]}) * {strides[1]}",
+                    f"        w = tl.load(w_at, mask=(r < {height}) & (k < {width}), other=0.0)",
+                    f"        w = w * {spec.alphas[matrix.layer]!r}",
+                    f"        w_to = out + {matrix.start} + (r + {matrix.row(outer)}) * {matrix.columns}"
+                    f" + k + {matrix.column(inner)}",
+                ]
+                if matrix.split:
+                    lines += [
+                        "        h = rounded(w)",
+                        "        tl.store(w_to, h)",
+                        f"        tl.store(w_to + {matrix.size}, rounded(w - h))",
+                    ]
+                else:
+                    lines += ["        tl.store(w_to, w)"]
+                first = stop
+    return "\n".join(lines)
 
-    def _weight(self, layer: int, start: str, column: str, part: int | None = None) -> str:
-        """A piece of a weight matrix, [BK inputs, BK outputs]."""
-        return self._load_weight(layer, start, column, part, ("[:, None]", "[None, :]"))
 
-    def _transposed(self, layer: int, start: str, column: str, part: int | None = None) -> str:
-        """Likewise, [BK outputs, BK inputs]."""
-        return self._load_weight(layer, start, column, part, ("[None, :]", "[:, None]"))
-
-    def _load_weight(self, layer: int, start: str, column: str, part: int | None, axes: tuple[str, str]) -> str:
-        fan_in, fan_out = self.spec.widths[layer : layer + 2]
-        # The rows of one input tensor end where the next one's begin.
-        stop, length = (
-            (fan_in, fan_in)
-            if part is None
-            else (self.first_rows[part] + self.spec.inputs[part], self.spec.inputs[part])
-        )
-        masks = []
-        if length % self.piece:
-            masks.append(f"({start} + c < {stop}){axes[0]}")
-        if fan_out % self.piece:
-            masks.append(f"({column} + c < {fan_out}){axes[1]}")
-        mask = f", mask={' & '.join(masks)}, other=0.0" if masks else ""
-        return f"tl.load(w{layer} + (({start} + c) * {fan_out}){axes[0]} + ({column} + c){axes[1]}{mask})"
+def pack_programs(spec: ScalarMLPSpec, dtype: torch.dtype) -> int:
+    """How many tiles there are to pack."""
+    return sum(matrix.size for matrix in matrices(spec, dtype).values()) // TILE**2

@@ -5,6 +5,7 @@ Methods take and give what the functions of `nequip_kernels.mlp.reference` do.
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -17,9 +18,11 @@ from nequip_core.ops.contracts import SCALAR_MLP, ScalarMLPSpec
 from nequip_kernels import sources
 from nequip_kernels.blocks import Block, choose
 from nequip_kernels.launch import Functions, contiguous, rows_in_memory
-from nequip_kernels.mlp.generate import source
+from nequip_kernels.mlp.generate import TILE, pack_programs, source
+from nequip_kernels.mlp.packed import INNER, length
 
 NAMES = ("forward", "backward")
+PACKING = Block(TILE, TILE, 4)
 ANY_CHANNELS = 2**30
 """A piece of a width is as wide as the table says, however narrow the width."""
 
@@ -42,7 +45,7 @@ def kernels_of(text: str) -> Kernels:
     """The kernels that `describe` described."""
     about = json.loads(text)
     given = about["spec"]
-    spec = ScalarMLPSpec(tuple(given["inputs"]), tuple(given["hidden"]), given["out"], given["nonlinearity"])
+    spec = ScalarMLPSpec(tuple(given["inputs"]), tuple(given["hidden"]), tuple(given["outputs"]), given["nonlinearity"])
     return Kernels(
         spec, getattr(torch, about["dtype"]), {name: Block(*block) for name, block in about["blocks"].items()}
     )
@@ -59,28 +62,34 @@ class Kernels:
 
     def __init__(self, spec: ScalarMLPSpec, dtype: torch.dtype, blocks: dict[str, Block]) -> None:
         self.spec, self.dtype, self.blocks = spec, dtype, blocks
+        self.packed_length = length(spec, dtype)
         self.functions = {
-            piece: Functions(lambda piece=piece: source(spec, dtype, piece))  # type: ignore[misc]
-            for piece in {block.channels for block in blocks.values()}
+            name: Functions(functools.partial(source, spec, dtype, block.channels)) for name, block in blocks.items()
         }
+
+    def pack(self, weights: Sequence[Tensor]) -> Tensor:
+        """The weights as the others read them."""
+        out = weights[0].new_empty(self.packed_length)
+        grid = pack_programs(self.spec, self.dtype), 1
+        self.functions["forward"].launch("mlp_pack", grid, {"T": TILE}, PACKING, *contiguous(*weights), out)
+        return out
+
+    def forward(self, inputs: Sequence[Tensor], packed: Tensor) -> list[Tensor]:
+        """The last layer's result."""
+        x, rows = rows_in_memory(*inputs), inputs[0].shape[0]
+        outputs = [packed.new_empty(rows, width) for width in self.spec.outputs]
+        self._launch("forward", rows, *x, packed, *outputs, rows, *(one.stride(0) for one in x))
+        return outputs
+
+    def backward(self, inputs: Sequence[Tensor], packed: Tensor, grads: Sequence[Tensor]) -> list[Tensor]:
+        """Derivatives by the inputs."""
+        x, g, rows = rows_in_memory(*inputs), rows_in_memory(*grads), inputs[0].shape[0]
+        outputs = [one.new_empty(one.shape) for one in inputs]
+        strides = [one.stride(0) for one in (*x, *g)]
+        self._launch("backward", rows, *x, packed, *g, *outputs, rows, *strides)
+        return outputs
 
     def _launch(self, name: str, rows: int, *arguments: Tensor | int) -> None:
         block = self.blocks[name]
-        sizes = {"BE": block.edges, "BK": block.channels}
-        grid = rows // block.edges + 1, 1
-        self.functions[block.channels].launch(f"mlp_{name}", grid, sizes, block, *arguments)
-
-    def forward(self, inputs: Sequence[Tensor], weights: Sequence[Tensor]) -> Tensor:
-        """The last layer's result."""
-        x, rows = rows_in_memory(*inputs), inputs[0].shape[0]
-        out = inputs[0].new_empty(rows, self.spec.out)
-        self._launch("forward", rows, *x, *contiguous(*weights), out, rows, *(one.stride(0) for one in x))
-        return out
-
-    def backward(self, inputs: Sequence[Tensor], weights: Sequence[Tensor], grad: Tensor) -> list[Tensor]:
-        """Derivatives by the inputs."""
-        x, (g,), rows = rows_in_memory(*inputs), rows_in_memory(grad), inputs[0].shape[0]
-        outputs = [one.new_empty(one.shape) for one in inputs]
-        strides = [one.stride(0) for one in (*x, g)]
-        self._launch("backward", rows, *x, *contiguous(*weights), g, *outputs, rows, *strides)
-        return outputs
+        sizes = {"BE": block.edges, "BN": block.channels, "BK": INNER}
+        self.functions[name].launch(f"mlp_{name}", (rows // block.edges + 1, 1), sizes, block, *arguments)

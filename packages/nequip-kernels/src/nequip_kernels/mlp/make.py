@@ -38,11 +38,11 @@ def parts(spec: ScalarMLPSpec) -> list[ScalarMLPSpec]:
     found = []
     for width in spec.hidden:
         if sum(kept) + width > WIDEST:
-            found.append(ScalarMLPSpec(inputs, kept, width, spec.nonlinearity))
+            found.append(ScalarMLPSpec(inputs, kept, (width,), spec.nonlinearity))
             inputs, kept = (width,), ()
         else:
             kept = (*kept, width)
-    return [*found, ScalarMLPSpec(inputs, kept, spec.out, spec.nonlinearity)]
+    return [*found, ScalarMLPSpec(inputs, kept, spec.outputs, spec.nonlinearity)]
 
 
 def make_mlp(spec: ScalarMLPSpec, dtype: torch.dtype, device: torch.device) -> nn.Module:
@@ -65,22 +65,22 @@ class KernelMLP(nn.Module):
 
     def forward(
         self, inputs: Sequence[Float[Tensor, "rows inputs"]], weights: Sequence[Float[Tensor, "fan_in fan_out"]]
-    ) -> Float[Tensor, "rows out"]:
+    ) -> Sequence[Float[Tensor, "rows outputs"]]:
         """See nequip_core.ops.contracts.
 
         Raises:
             ValueError: a tensor has another shape than the specification says.
         """
-        from nequip_kernels.mlp.operators import mlp
+        from nequip_kernels.mlp.operators import mlp, mlp_pack
 
         self._check(inputs, weights)
         x, layers = list(inputs), list(weights)
         for n, (part, text) in enumerate(zip(self.parts, self.texts, strict=True)):
             if n:
                 x = [self.gain * NONLINEARITIES[self.spec.nonlinearity](x[0])]
-            x = [mlp(x, layers[: part.layers], text)]
-            layers = layers[part.layers :]
-        return x[0]
+            own, layers = layers[: part.layers], layers[part.layers :]
+            x = mlp(x, own, mlp_pack(own, text), text)
+        return x
 
     def _check(self, inputs: Sequence[Tensor], weights: Sequence[Tensor]) -> None:
         """A kernel reads what it was made for, whatever is there."""

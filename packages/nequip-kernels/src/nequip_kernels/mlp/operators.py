@@ -1,13 +1,15 @@
-"""scalar_mlp/1 as operators of torch's dispatcher: mlp -> mlp_backward.
+"""scalar_mlp/1 as operators of torch's dispatcher: mlp_pack, and mlp -> mlp_backward.
 
 On CUDA an operator launches one kernel; torch.compile and AOTInductor see the launch itself. On the CPU it is what
 `nequip_kernels.mlp.reference` computes. The derivative by weights, and the derivatives of mlp_backward, are plain
 products of matrices on every device: training, which needs them, takes the reference (see `nequip_core.nn.mlp`).
 
-``spec`` is the text of `nequip_kernels.mlp.kernels.describe`.
+``weights`` and ``packed`` are the same numbers, the second as kernels read them. ``spec`` is the text of
+`nequip_kernels.mlp.kernels.describe`.
 """
 
 # torch reads the annotations to make the operators' schemas, so they are types here and not strings.
+import itertools
 from typing import Any
 
 import torch
@@ -20,35 +22,54 @@ from nequip_kernels.mlp.kernels import kernels_of
 from nequip_kernels.wanted import reached
 
 
+@triton_op("nequip_kernels::mlp_pack", mutates_args=())
+def mlp_pack(weights: list[Tensor], spec: str) -> Tensor:
+    """The weights as kernels read them; nothing on the CPU. Has no derivative of its own."""
+    kernels = kernels_of(spec)
+    return kernels.pack(weights) if launched(weights[0]) else weights[0].new_empty(0)
+
+
 @triton_op("nequip_kernels::mlp", mutates_args=())
-def mlp(inputs: list[Tensor], weights: list[Tensor], spec: str) -> Tensor:
+def mlp(inputs: list[Tensor], weights: list[Tensor], packed: Tensor, spec: str) -> list[Tensor]:
     """The last layer's result; see nequip_core.ops.contracts."""
     kernels = kernels_of(spec)
-    if launched(inputs[0]):
-        return kernels.forward(inputs, weights)
-    return reference.forward(kernels.spec, inputs, weights)
+    if launched(packed):
+        return kernels.forward(inputs, packed)
+    return _copies(reference.forward(kernels.spec, inputs, weights))
 
 
 @triton_op("nequip_kernels::mlp_backward", mutates_args=())
-def mlp_backward(inputs: list[Tensor], weights: list[Tensor], grad: Tensor, spec: str) -> list[Tensor]:
-    """Derivatives of sum(grad * out) by the inputs."""
+def mlp_backward(
+    inputs: list[Tensor], weights: list[Tensor], packed: Tensor, grads: list[Tensor], spec: str
+) -> list[Tensor]:
+    """Derivatives of the sum of grads times outputs by the inputs."""
     kernels = kernels_of(spec)
-    if launched(inputs[0]):
-        return kernels.backward(inputs, weights, grad)
-    return reference.backward(kernels.spec, inputs, weights, grad)
+    if launched(packed):
+        return kernels.backward(inputs, packed, grads)
+    return _copies(reference.backward(kernels.spec, inputs, weights, grads))
+
+
+def _copies(parts: list[Tensor]) -> list[Tensor]:
+    """Torch lets no operator give two views of one tensor. Of one row, contiguous() would be a view."""
+    return [part.clone(memory_format=torch.contiguous_format) for part in parts]
 
 
 # Shapes
 
 
-def _mlp_shapes(inputs: list[Tensor], weights: list[Tensor], spec: str) -> Tensor:
-    return inputs[0].new_empty(inputs[0].shape[0], kernels_of(spec).spec.out)
+def _pack_shapes(weights: list[Tensor], spec: str) -> Tensor:
+    return weights[0].new_empty(kernels_of(spec).packed_length if launched(weights[0]) else 0)
 
 
-def _backward_shapes(inputs: list[Tensor], weights: list[Tensor], grad: Tensor, spec: str) -> list[Tensor]:
+def _mlp_shapes(inputs: list[Tensor], weights: list[Tensor], packed: Tensor, spec: str) -> list[Tensor]:
+    return [inputs[0].new_empty(inputs[0].shape[0], width) for width in kernels_of(spec).spec.outputs]
+
+
+def _backward_shapes(inputs: list[Tensor], *rest: Any) -> list[Tensor]:
     return [like(one) for one in inputs]
 
 
+mlp_pack.register_fake(_pack_shapes)
 mlp.register_fake(_mlp_shapes)
 mlp_backward.register_fake(_backward_shapes)
 
@@ -57,47 +78,67 @@ mlp_backward.register_fake(_backward_shapes)
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    x, weights, *grad, ctx.text = inputs
-    ctx.inputs, ctx.weights = len(x), len(weights)
-    ctx.save_for_backward(*x, *weights, *grad)
+    x, weights, packed, *grads, ctx.text = inputs
+    ctx.lengths = [len(x), len(weights), *map(len, grads)]
+    ctx.save_for_backward(*x, *weights, *itertools.chain(*grads), packed)
     # An absent gradient stays absent: zeros of that size would be read and written for nothing.
     ctx.set_materialize_grads(False)
 
 
-def _kept(ctx: Any) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-    tensors = list(ctx.saved_tensors)
-    stop = ctx.inputs + ctx.weights
-    return tensors[: ctx.inputs], tensors[ctx.inputs : stop], tensors[stop:]
+def _kept(ctx: Any) -> tuple[list[list[Tensor]], Tensor]:
+    """The lists of tensors, and the packed weights."""
+    *tensors, packed = ctx.saved_tensors
+    rest = iter(tensors)
+    return [list(itertools.islice(rest, length)) for length in ctx.lengths], packed
 
 
-def _differentiate_mlp(ctx: Any, grad: Tensor | None) -> tuple[Any, ...]:
-    inputs, weights, _ = _kept(ctx)
+def _wants(ctx: Any) -> tuple[bool, bool]:
+    """Whether the derivatives by inputs and by weights are used."""
+    inputs, weights, *_ = ctx.lengths
+    return reached(ctx, range(inputs)), reached(ctx, range(inputs, inputs + weights))
+
+
+def _or_zeros(given: list[Tensor | None], of_shapes: list[Tensor]) -> list[Tensor]:
+    return [torch.zeros_like(x) if one is None else one for one, x in zip(given, of_shapes, strict=True)]
+
+
+def _differentiate_mlp(ctx: Any, given: list[Tensor | None]) -> tuple[Any, ...]:
+    (inputs, weights), packed = _kept(ctx)
     of_inputs: list[Any] = [None] * len(inputs)
     of_weights: list[Any] = [None] * len(weights)
-    if grad is None:
-        return of_inputs, of_weights, None
-    if reached(ctx, range(len(inputs))):
-        of_inputs = mlp_backward(inputs, weights, grad, ctx.text)
-    if reached(ctx, range(len(inputs), len(inputs) + len(weights))):
-        of_weights = reference.by_weights(kernels_of(ctx.text).spec, inputs, weights, grad)
-    return of_inputs, of_weights, None
+    if any(one is not None for one in given):
+        grads = _or_zeros(given, _mlp_shapes(inputs, weights, packed, ctx.text))
+        by_inputs, by_weights = _wants(ctx)
+        if by_inputs:
+            of_inputs = mlp_backward(inputs, weights, packed, grads, ctx.text)
+        if by_weights:
+            of_weights = reference.by_weights(kernels_of(ctx.text).spec, inputs, weights, grads)
+    return of_inputs, of_weights, None, None
 
 
 def _differentiate_backward(ctx: Any, directions: list[Tensor | None]) -> tuple[Any, ...]:
-    inputs, weights, (grad,) = _kept(ctx)
-    if all(one is None for one in directions):
-        return [None] * len(inputs), [None] * len(weights), None, None
-    moving = [torch.zeros_like(x) if one is None else one for one, x in zip(directions, inputs, strict=True)]
-    of_grad, of_inputs, of_weights = reference.double_backward(
-        kernels_of(ctx.text).spec,
-        inputs,
-        weights,
-        grad,
-        moving,
-        with_weights=reached(ctx, range(len(inputs), len(inputs) + len(weights))),
-    )
-    return of_inputs, of_weights, of_grad, None
+    (inputs, weights, grads), _ = _kept(ctx)
+    of_inputs: list[Any] = [None] * len(inputs)
+    of_weights: list[Any] = [None] * len(weights)
+    of_grads: list[Any] = [None] * len(grads)
+    if any(one is not None for one in directions):
+        _, by_weights = _wants(ctx)
+        of_grads, of_inputs, of_weights = reference.double_backward(
+            kernels_of(ctx.text).spec, inputs, weights, grads, _or_zeros(directions, inputs), with_weights=by_weights
+        )
+    return of_inputs, of_weights, None, of_grads, None
 
 
+def _keep_nothing(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    ctx.count = len(inputs[0])
+    ctx.set_materialize_grads(False)
+
+
+def _differentiate_pack(ctx: Any, _: Any) -> tuple[Any, ...]:
+    """The networks' own derivatives by weights are all of it."""
+    return [None] * ctx.count, None
+
+
+mlp_pack.register_autograd(_differentiate_pack, setup_context=_keep_nothing)
 mlp.register_autograd(_differentiate_mlp, setup_context=_keep)
 mlp_backward.register_autograd(_differentiate_backward, setup_context=_keep)

@@ -3,7 +3,8 @@
 What the operators do with tensors of the CPU, and everywhere what training needs besides: derivatives by weights and
 second derivatives, which are products of matrices of hidden layers that are computed again.
 
-Names: x_0 the inputs, z_n = x_n W_n, x_{n+1} = s(z_n); b_n the derivative of <grad, out> by z_n; W_n has its alpha.
+Names: x_0 the inputs, z_n = x_n W_n, x_{n+1} = s(z_n); b_n the derivative of <grads, outputs> by z_n; W_n has its
+alpha.
 """
 
 from __future__ import annotations
@@ -18,37 +19,40 @@ from nequip_core.ops.contracts import ScalarMLPSpec
 from nequip_core.ops.mlp import NONLINEARITIES, ReferenceMLP
 
 
-def forward(spec: ScalarMLPSpec, inputs: Sequence[Tensor], weights: Sequence[Tensor]) -> Tensor:
+def forward(spec: ScalarMLPSpec, inputs: Sequence[Tensor], weights: Sequence[Tensor]) -> list[Tensor]:
     """The last layer's result."""
-    result: Tensor = ReferenceMLP(spec)(inputs, weights)
-    return result
+    return list(ReferenceMLP(spec)(inputs, weights))
 
 
-def backward(spec: ScalarMLPSpec, inputs: Sequence[Tensor], weights: Sequence[Tensor], grad: Tensor) -> list[Tensor]:
-    """Derivatives of <grad, out> by the inputs."""
+def backward(
+    spec: ScalarMLPSpec, inputs: Sequence[Tensor], weights: Sequence[Tensor], grads: Sequence[Tensor]
+) -> list[Tensor]:
+    """Derivatives of <grads, outputs> by the inputs."""
     layers = Layers(spec, inputs, weights)
-    b = layers.backward(grad)
-    return layers.apart(b[0] @ layers.W[0].mT)
+    b = layers.backward(grads)
+    return _apart(b[0] @ layers.W[0].mT, spec.inputs)
 
 
-def by_weights(spec: ScalarMLPSpec, inputs: Sequence[Tensor], weights: Sequence[Tensor], grad: Tensor) -> list[Tensor]:
-    """Derivatives of <grad, out> by the weights."""
+def by_weights(
+    spec: ScalarMLPSpec, inputs: Sequence[Tensor], weights: Sequence[Tensor], grads: Sequence[Tensor]
+) -> list[Tensor]:
+    """Derivatives of <grads, outputs> by the weights."""
     layers = Layers(spec, inputs, weights)
-    return [alpha * (x.mT @ b) for alpha, x, b in zip(spec.alphas, layers.x, layers.backward(grad), strict=True)]
+    return [alpha * (x.mT @ b) for alpha, x, b in zip(spec.alphas, layers.x, layers.backward(grads), strict=True)]
 
 
 def double_backward(
     spec: ScalarMLPSpec,
     inputs: Sequence[Tensor],
     weights: Sequence[Tensor],
-    grad: Tensor,
+    grads: Sequence[Tensor],
     directions: Sequence[Tensor],
     *,
     with_weights: bool,
-) -> tuple[Tensor, list[Tensor], list[Tensor | None]]:
-    """Derivatives of <directions, `backward`>: by grad, inputs, weights.
+) -> tuple[list[Tensor], list[Tensor], list[Tensor | None]]:
+    """Derivatives of <directions, `backward`>: by grads, inputs, weights.
 
-    It is <grad, t> with t how the result moves when the inputs move along the directions, differentiated backwards.
+    It is <grads, t> with t how the result moves when the inputs move along the directions, differentiated backwards.
     """
     layers = Layers(spec, inputs, weights)
     first, second = SLOPES[spec.nonlinearity]
@@ -58,7 +62,8 @@ def double_backward(
         if n:
             u.append(first(layers.z[n - 1]) * t[-1])
         t.append(u[n] @ weight)
-    p, q = layers.backward(grad), torch.zeros_like(grad)
+    p = layers.backward(grads)
+    q = torch.zeros_like(p[-1])
     of_weights: list[Tensor | None] = [None] * spec.layers
     for n in reversed(range(spec.layers)):
         if with_weights:
@@ -67,7 +72,12 @@ def double_backward(
         if n:
             z = layers.z[n - 1]
             q = q * first(z) + (p[n] @ layers.W[n].mT) * second(z) * t[n - 1]
-    return t[-1], layers.apart(q), of_weights
+    return _apart(t[-1], spec.outputs), _apart(q, spec.inputs), of_weights
+
+
+def _apart(x: Tensor, widths: Sequence[int]) -> list[Tensor]:
+    """One tensor for each width."""
+    return list(x.split_with_sizes(list(widths), dim=1))
 
 
 class Layers:
@@ -87,19 +97,13 @@ class Layers:
             self.z.append(self.x[-1] @ weight)
             self.x.append(NONLINEARITIES[spec.nonlinearity](self.z[-1]))
 
-    def backward(self, grad: Tensor) -> list[Tensor]:
+    def backward(self, grads: Sequence[Tensor]) -> list[Tensor]:
         """b of each layer."""
         first, _ = SLOPES[self.spec.nonlinearity]
-        b = [grad]
+        b = [torch.cat(list(grads), dim=1)]
         for weight, z in zip(reversed(self.W), reversed(self.z), strict=False):
             b.insert(0, (b[0] @ weight.mT) * first(z))
         return b
-
-    def apart(self, x: Tensor) -> list[Tensor]:
-        """One tensor for each input."""
-        # Copies: torch lets no operator give two views of one tensor. Of one row, contiguous() would be a view.
-        parts = x.split_with_sizes(list(self.spec.inputs), dim=1)
-        return [part.clone(memory_format=torch.contiguous_format) for part in parts]
 
 
 def _silu(z: Tensor) -> Tensor:
