@@ -18,12 +18,13 @@ from typing import Any
 
 import torch
 import torch._inductor.config as inductor_config
-from torch import Tensor, fx, nn
+from torch import Tensor
 from torch.export import Dim, ExportedProgram
 from torch.func import functional_call
 
 from nequip_core.errors import ArtifactError, CheckError, InputError
 from nequip_core.export.artifact import LoadedModel
+from nequip_core.export.bind import bind
 from nequip_core.export.compiled import (
     KEY,
     CompiledPotential,
@@ -179,9 +180,9 @@ def export_program(potential: Potential, outputs: tuple[str, ...]) -> ExportedPr
     example = to(sample_graph(potential.model.info, TRACED), device)
     traced = trace(function, weights, example, axes_of_graph, TRACED, SMALLEST, operators)
     return torch.export.export(
-        _Bound(traced, weights),
+        bind(traced, weights),
         tuple(to(sample_graph(potential.model.info, EXPORTED), device)),
-        dynamic_shapes=(_dynamic_shapes(axes_of_graph),),
+        dynamic_shapes=_dynamic_shapes(axes_of_graph),
         strict=False,
     )
 
@@ -192,18 +193,6 @@ def _dynamic_shapes(axes_of_graph: list[tuple[str | int, ...]]) -> tuple[dict[in
     return tuple(
         {axis: lengths[name] for axis, name in enumerate(names) if isinstance(name, str)} for names in axes_of_graph
     )
-
-
-class _Bound(nn.Module):
-    """A traced graph with its weights."""
-
-    def __init__(self, traced: fx.GraphModule, weights: tuple[Tensor, ...]) -> None:
-        super().__init__()
-        self.traced = traced
-        self.weights = nn.ParameterList(nn.Parameter(weight.detach(), requires_grad=False) for weight in weights)
-
-    def forward(self, *inputs: Tensor) -> Any:
-        return self.traced(*self.weights, *inputs)
 
 
 def compare(compiled: CompiledPotential, potential: Potential, metadata: Metadata) -> dict[str, float]:
