@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -83,6 +84,23 @@ def test_the_same_on_any_number_of_ranks(model: Model, ranks: int, newton: str, 
     wanted = expected(model, atoms)
     assert_close(rows[0, 0], wanted.energy, 1e-10)
     assert_close(-rows[0, 9:11] / METAL_PRESSURE, wanted.virial[[0, 3]], 1e-9)  # of the atoms' virials
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layers", [2, 3])
+def test_message_passing_of_higher_degrees(models: Callable[..., Model], layers: int, tmp_path: Path) -> None:
+    """NequIP of l_max 2 in a box smaller than twice the ghosts' distance, so that most nodes have several images."""
+    model, atoms = models("nequip", num_layers=layers, l_max=2), fluid(12, 6.0, seed=5)
+    wanted = expected(model, atoms)
+    data = write_data(tmp_path / "data", atoms)
+    for ranks in (1, 2, 3):
+        text = dynamics(data, model, "dump", steps=0, before=f"processors {grids(ranks, layers)}")
+        ended = mpirun(tmp_path, ranks, text)
+        assert ended.code == 0, ended.text
+        assert_close(read_dump(tmp_path / "dump")[1], wanted.forces, 1e-10)
+        row = thermo_rows(ended.text)[-1]
+        assert_close(row[1], wanted.energy, 1e-10)
+        assert_close(-row[10:12] / METAL_PRESSURE, wanted.virial[[0, 3]], 1e-9)
 
 
 @pytest.mark.parametrize("change", ["balance", "tiled", "lmplist", "exclude"])
