@@ -116,7 +116,7 @@ def main() -> None:
         model = options.file.resolve() if options.file else folder / "model.nequip.pt2"
         if not options.file:
             compile_model(options.model, options.device, options.kernels, model)
-        guess = 0.01  # ms per atom, until one was measured
+        guess = 0.01 if options.device == "cuda" else 0.3  # ms per atom, until one was measured
         for side in options.sides:
             atoms = water(side)
             write_data(folder / "data", atoms)
