@@ -15,6 +15,7 @@ from ase.calculators.emt import EMT
 from nequip_core.cli import running
 from nequip_core.cli.main import main
 
+pytestmark = pytest.mark.no_cover
 EXAMPLES = Path(__file__).parents[1] / "examples"
 CONFIGS = sorted(EXAMPLES.rglob("*.yaml"))
 OWN = EXAMPLES / "demo" / "molecules.xyz.xz"

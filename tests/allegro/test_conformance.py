@@ -9,6 +9,8 @@ import pytest
 from nequip_core.testing.checks import Case
 from nequip_core.testing.conformance import ASYMMETRIC_CUTOFFS, ModelConformance
 
+pytestmark = pytest.mark.no_cover
+
 
 class TestAllegro(ModelConformance):
     model = "allegro"

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import ase.io
 import numpy as np
+import pytest
 from ase.build import molecule
 from ase.calculators.singlepoint import SinglePointCalculator
 
@@ -32,23 +33,27 @@ def write_frames(path: Path) -> None:
     ase.io.write(path, frames, format="extxyz")
 
 
-def test_two_processes_write_what_one_writes(tmp_path: Path) -> None:
+def test_two_processes_write_what_one_writes(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     model, data = tmp_path / "a.nequip.zip", tmp_path / "data.xyz"
     write_frames(data)
     assert main(["convert", str(SOURCE), str(model)]) == 0
+    capfd.readouterr()
     results = []
-    for name, launcher in (("one", (sys.executable,)), ("two", TORCHRUN)):
+    for name in ("one", "two"):
         files = [tmp_path / f"{name}.json", tmp_path / f"{name}.extxyz"]
-        command = [*launcher, "-m", "nequip_core", "evaluate", model, data, "--device", "cpu", "--batch-atoms", "7"]
-        command += ["--json", files[0], "--write", files[1]]
-        ended = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
-        assert ended.returncode == 0, ended.stderr
-        assert (ended.stdout + ended.stderr).count("model:") == 1
-        assert ended.stdout.count("13 structures") == 1
+        words = ["evaluate", model, data, "--device", "cpu", "--batch-atoms", "7"]
+        words += ["--json", files[0], "--write", files[1]]
+        words = list(map(str, words))
+        code = main(words) if name == "one" else subprocess.run([*TORCHRUN, "-m", "nequip_core", *words]).returncode
+        out, err = capfd.readouterr()
+        assert code == 0, err
+        assert (out + err).count("model:") == 1
+        assert out.count("13 structures") == 1
         results.append((json.loads(files[0].read_text()) | {"time_s": 0.0}, files[1].read_text()))
     assert results[0] == results[1]
 
 
+@pytest.mark.distributed
 def test_bad_input_ends_both(tmp_path: Path) -> None:
     model = tmp_path / "a.nequip.zip"
     assert main(["convert", str(SOURCE), str(model)]) == 0

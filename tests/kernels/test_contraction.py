@@ -156,8 +156,7 @@ def ours(graph_module: fx.GraphModule) -> list[fx.Node]:
     return [node for node in graph_module.graph.nodes if "nequip_kernels" in str(node.target)]
 
 
-def test_compiled_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+def test_compiled_whole() -> None:
     kernel = make_contraction(LATER, torch.float64, CPU)
 
     def energy(features: Tensor, weights: Tensor, harmonics: Tensor, paths: Tensor, *graph: Tensor) -> Tensor:

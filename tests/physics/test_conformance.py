@@ -11,6 +11,7 @@ from nequip_core.plugins.manager import load_registry
 from nequip_core.testing import checks, systems
 from nequip_core.testing.conformance import ASYMMETRIC_CUTOFFS, ModelConformance
 
+pytestmark = pytest.mark.no_cover
 ODD_SCALARS = {"num_layers": 6, "avg_num_neighbors": 0.5}
 """Odd scalars, and so tanh, first occur after layer 3 and reach even ones after three more, by large messages only."""
 
@@ -22,7 +23,6 @@ class TestEveryModel(ModelConformance):
 class TestNequIP(ModelConformance):
     model = "nequip"
     variations: ClassVar = {
-        "odd scalars": ODD_SCALARS,
         "all options": {
             "num_layers": 3,
             "l_max": 2,
@@ -44,6 +44,16 @@ class TestNequIP(ModelConformance):
             "readout_nonlinearity": "gelu",
         },
     }
+
+
+class TestDeepNequIP(ModelConformance):
+    model = "nequip"
+    variations: ClassVar = {"odd scalars": ODD_SCALARS}
+
+    @pytest.mark.slow
+    def test_one_graph(self, nequip_case: checks.Case) -> None:
+        """Layers like those above, and more of them."""
+        super().test_one_graph(nequip_case)
 
 
 def test_odd_scalars_matter(monkeypatch: pytest.MonkeyPatch) -> None:

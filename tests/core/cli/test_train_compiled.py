@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -34,8 +33,7 @@ def rows(folder: Path, file: str) -> list[dict[str, Any]]:
 UNEQUAL = ("time_s", "step_s", "data_wait")
 
 
-def test_compiled_training(tmp_path: Path, nequip: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", os.environ["NEQUIP_CACHE_DIR"] + "/inductor")
+def test_compiled_training(tmp_path: Path, nequip: Callable[..., Any]) -> None:
     config = tmp_path / "config.yaml"
     config.write_text(CONFIG.format(data=DEMO))
 

@@ -19,6 +19,7 @@ from nequip_core.cli.main import main
 from nequip_core.export.artifact import load_model
 from nequip_core.plugins.manager import load_registry
 
+pytestmark = pytest.mark.no_cover
 CONFIG = """\
 defaults: [base, {model: nequip}, _self_]
 data: {path: data.xyz, split: {train: 8, val: 2}, batch: {size: 2}, cache: 'off'}

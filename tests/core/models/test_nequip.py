@@ -146,7 +146,7 @@ def test_float32_training_step_is_repeatable(
     threads = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
-        model = make_model(dtype="float32", num_features=16)
+        model = make_model(dtype="float32", num_features=8, num_layers=2)
         graph = collate([to_graph(random_structure(rng, 12), model) for _ in range(2)])
         potential = Potential(model).train()
         steps = []
