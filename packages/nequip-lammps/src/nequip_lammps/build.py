@@ -205,7 +205,8 @@ def _compile_into(folder: Path, host: Host | None, parts: tuple[str, ...]) -> No
             else:
                 _compile_core(work / CORE)
         if host is not None:
-            about = {"fit": fit(host), **asdict(host), "headers": str(host.headers), "torch": version("torch")}
+            about = {"fit": fit(host), **asdict(host), "torch": version("torch")}
+            del about["headers"]  # a path, which is another one where a binary wheel is used
             (work / ABOUT).write_text(json.dumps(about, indent=2))
         # The shim last: whoever sees it may use the folder.
         for part in (ABOUT, CORE, SHIM):
