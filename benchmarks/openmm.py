@@ -1,11 +1,13 @@
 """Molecular dynamics of water in OpenMM: our backends, and openmm-ml's `nequip` potential with the published package.
 
 python benchmarks/openmm.py [--device cuda] [--theirs PYTHON] [--their-path FOLDER] [--out FILE.csv] [--tiny]
-    [--sides python,torchforce,theirs] [--atoms 774 5000] [--models nequip_md]
+    [--sides python,torchforce,theirs] [--atoms 774 5000] [--models nequip_md] [--files FOLDER [--compile-only]]
 
-All sides of a case have the same weights and structure and take turns. `step_ms` is a step of 0.5 fs; `call_ms` a call
-of the compiled model with a graph that is there, and `overhead_percent` what a step takes beyond it. The interpreter of
---theirs, or the folder of --their-path, has nequip, openmm and openmmml.
+All sides of a case have the same weights and structure and take turns. `step_ms` is the mean time of a step of 0.5 fs,
+neighbours listed anew every 40 steps included (peers/water_flow.py says how the atoms move); `call_ms` that of a call
+of the compiled model with a graph that is there, and `overhead_percent` what a step takes beyond it. The interpreter
+of --theirs, or the folder of --their-path, has nequip, openmm and openmmml. --files keeps models and systems;
+--compile-only makes them and measures nothing, so that several models can be compiled at the same time.
 
 On a GPU, with the wheels openmm 8.6.1, openmm-cuda-13 and acellera-openmmtorch-cu13 1.10 in a folder, torch 2.11:
 
@@ -41,10 +43,9 @@ def water(atoms: int, path: Path) -> None:
         app.PDBFile.writeFile(modeller.topology, modeller.positions, file)
 
 
-def prepare(model: str, atoms: int, folder: Path, device: str, them: Program | None) -> None:
-    """system.pdb and model.nequip.pt2 for us; last.ckpt of the same weights for them."""
-    folder.mkdir()
-    water(atoms, folder / "system.pdb")
+def make_model(model: str, folder: Path, device: str, them: Program | None) -> None:
+    """model.nequip.pt2 for us; last.ckpt of the same weights for them."""
+    folder.mkdir(parents=True, exist_ok=True)
     source = folder / "model.nequip.zip"
     if them is None:
         package(model, TYPES, source)
@@ -58,6 +59,19 @@ def prepare(model: str, atoms: int, folder: Path, device: str, them: Program | N
         sys.exit("the model could not be compiled")
 
 
+def prepare(model: str, sizes: list[int], folder: Path, device: str, them: Program | None) -> list[Path]:
+    """The folders of the systems, in the folder of the model; what is there is kept."""
+    wanted = [folder / "model.nequip.pt2"] + ([] if them is None else [folder / "last.ckpt"])
+    if not all(path.exists() for path in wanted):
+        make_model(model, folder, device, them)
+    cases = [folder / f"water_{atoms}" for atoms in sizes]
+    for atoms, case in zip(sizes, cases, strict=True):
+        case.mkdir(exist_ok=True)
+        if not (case / "system.pdb").exists():
+            water(atoms, case / "system.pdb")
+    return cases
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
@@ -69,6 +83,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--tiny", action="store_true", help="a small model and few atoms, to try this script")
+    parser.add_argument("--files", type=Path, help="folder where models and systems are kept, or found")
+    parser.add_argument("--compile-only", action="store_true", help="only make what --files keeps")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     known = {
@@ -82,17 +98,19 @@ def main() -> None:
         wanted.remove("theirs")
     programs = {name: known[name] for name in wanted}
     rows: list[dict[str, object]] = []
-    for model in ["nequip_tiny"] if options.tiny else options.models:
-        for atoms in [81] if options.tiny else options.atoms:
-            with tempfile.TemporaryDirectory() as name:
-                folder = Path(name) / f"water_{atoms}"
-                prepare(model, atoms, folder, options.device, programs.get("theirs"))
-                case = model, str(folder)
+    sizes = [81] if options.tiny else options.atoms
+    with tempfile.TemporaryDirectory() as name:
+        folder = (options.files or Path(name)).resolve()
+        for model in ["nequip_tiny"] if options.tiny else options.models:
+            for case_folder in prepare(model, sizes, folder / model, options.device, programs.get("theirs")):
+                if options.compile_only:
+                    continue
+                case = model, str(case_folder)
                 sides = start(programs, case, options.device, options.threads)
                 remarks = {"hardware": hardware(options.device, options.threads)}
                 found = compare(sides, case, FIGURES, options.rounds, remarks)
-            rows += [{**row, "system": folder.name} for row in found]
-            write(options.out, rows)
+                rows += [{**row, "system": case_folder.name} for row in found]
+                write(options.out, rows)
 
 
 if __name__ == "__main__":

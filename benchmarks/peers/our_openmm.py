@@ -6,10 +6,10 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import openmm
 import torch
-from openmm import app, unit
+from openmm import unit
 from timing import answer, median_ms, report
+from water_flow import SKIN, STEPS, ns_per_day, read, simulation, start
 
 import nequip_openmm
 from nequip_core.export.artifact import load_model
@@ -17,23 +17,16 @@ from nequip_core.graph import Graph, from_structure, to
 from nequip_core.neighbors import make_vesin
 from nequip_core.structure import Structure
 
-TIMESTEP = 0.5  # fs
-
 
 def main(model: str, name: str, threads: int, device: str, backend: str) -> None:
     torch.set_num_threads(threads)
     folder = Path(name)
-    with (folder / "system.pdb").open() as file:
-        pdb = app.PDBFile(file)
-    path = folder / "model.nequip.pt2"
+    pdb = read(folder)
+    path = folder.parent / "model.nequip.pt2"
     loaded = load_model(path, device=device)
-    system = nequip_openmm.create_system(pdb.topology, path, backend, device=device)
-    platform = openmm.Platform.getPlatformByName("CUDA" if device == "cuda" else "CPU")
-    properties = {} if device == "cuda" else {"Threads": str(threads)}
-    integrator = openmm.VerletIntegrator(TIMESTEP * unit.femtosecond)
-    simulation = app.Simulation(pdb.topology, system, integrator, platform, properties)
-    simulation.context.setPositions(pdb.positions)
-    simulation.context.setVelocitiesToTemperature(300, 1)
+    options = {"device": device, "skin": SKIN, "remove_cm_motion": False}
+    system = nequip_openmm.create_system(pdb.topology, path, backend, **options)
+    flow = simulation(pdb, system, device, threads)
 
     box = np.array(pdb.topology.getPeriodicBoxVectors().value_in_unit(unit.angstrom))
     structure = Structure(
@@ -50,13 +43,12 @@ def main(model: str, name: str, threads: int, device: str, backend: str) -> None
         loaded.potential(graph)
 
     def measure() -> dict[str, float]:
-        steps = median_ms(lambda: simulation.step(1), device)
-        figures = {"step_ms": steps, "call_ms": median_ms(call, device)}
-        figures["ns_per_day"] = 86.4 * TIMESTEP / steps
-        return figures | {"overhead_percent": 100 * (steps / figures["call_ms"] - 1)}
+        call_ms = median_ms(call, device)
+        step_ms = median_ms(lambda: flow.step(STEPS), device) / STEPS
+        figures = {"step_ms": step_ms, "ns_per_day": ns_per_day(step_ms), "call_ms": call_ms}
+        return figures | {"overhead_percent": 100 * (step_ms / call_ms - 1)}
 
-    energy = simulation.context.getState(energy=True).getPotentialEnergy()
-    report(energy_kJ_mol=energy.value_in_unit(unit.kilojoule_per_mole), platform=platform.getName())
+    report(**start(flow))
     answer(measure)
 
 

@@ -9,16 +9,13 @@ import contextlib
 import sys
 from pathlib import Path
 
-import openmm
 import torch
 from nequip.utils.global_state import set_global_state
-from openmm import app, unit
 from openmmml import MLPotential
 from systems import water
 from their_calls import checkpoint
 from timing import answer, median_ms, report
-
-TIMESTEP = 0.5  # fs
+from water_flow import ns_per_day, read, simulation, start
 
 
 def make(model: str, folder: Path) -> None:
@@ -30,26 +27,19 @@ def make(model: str, folder: Path) -> None:
 def main(model: str, name: str, threads: int, device: str, mode: str) -> None:
     torch.set_num_threads(threads)
     folder = Path(name)
-    with (folder / "system.pdb").open() as file:
-        pdb = app.PDBFile(file)
+    pdb = read(folder)
     arguments = {"lengthScale": 0.1, "energyScale": 96.48533212331}
-    potential = MLPotential("nequip", modelPath=str(folder / "last.ckpt"), **arguments)
-    system = potential.createSystem(pdb.topology, device=device)
-    platform = openmm.Platform.getPlatformByName("CUDA" if device == "cuda" else "CPU")
-    properties = {} if device == "cuda" else {"Threads": str(threads)}
-    integrator = openmm.VerletIntegrator(TIMESTEP * unit.femtosecond)
-    simulation = app.Simulation(pdb.topology, system, integrator, platform, properties)
-    simulation.context.setPositions(pdb.positions)
-    simulation.context.setVelocitiesToTemperature(300, 1)
+    potential = MLPotential("nequip", modelPath=str(folder.parent / "last.ckpt"), **arguments)
+    flow = simulation(pdb, potential.createSystem(pdb.topology, device=device, removeCMMotion=False), device, threads)
 
     def measure() -> dict[str, float]:
-        steps = median_ms(lambda: simulation.step(1), device)
+        """Neighbours are listed anew in every step."""
+        step_ms = median_ms(lambda: flow.step(1), device)
         nothing = float("nan")
-        figures = {"step_ms": steps, "ns_per_day": 86.4 * TIMESTEP / steps}
+        figures = {"step_ms": step_ms, "ns_per_day": ns_per_day(step_ms)}
         return figures | {"call_ms": nothing, "overhead_percent": nothing}
 
-    energy = simulation.context.getState(energy=True).getPotentialEnergy()
-    report(energy_kJ_mol=energy.value_in_unit(unit.kilojoule_per_mole), platform=platform.getName())
+    report(**start(flow))
     answer(measure)
 
 
