@@ -107,6 +107,7 @@ def main() -> None:
         compile_model(options.model, options.device, options.kernels, options.compile)
         return
 
+    import torch
     from sides import hardware, today, write
 
     rows: list[dict[str, object]] = []
@@ -121,6 +122,7 @@ def main() -> None:
             atoms = water(side)
             write_data(folder / "data", atoms)
             bare = bare_call(model, options.device, atoms) if len(atoms) <= options.bare_atoms else None
+            torch.cuda.empty_cache()  # LAMMPS is to have the memory
             for ranks in options.ranks:
                 expected = bare or guess * len(atoms)
                 step = lammps.step_ms(folder, model, options.device, ranks, expected / ranks, options.seconds)
@@ -299,10 +301,6 @@ def bare_call(model: Path, device: str, atoms: Atoms) -> float | None:
     except RuntimeError as error:
         print(f"{len(atoms)} atoms at once: {str(error).splitlines()[0]}", flush=True)
         return None
-    finally:
-        if device == "cuda":  # LAMMPS is to have it
-            graph = None
-            torch.cuda.empty_cache()
 
 
 def median_ms(call: Callable[[], object], device: str, seconds: float = 2.0) -> float:
