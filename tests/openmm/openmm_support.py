@@ -16,7 +16,6 @@ from openmm import app, unit
 
 from nequip_core.export.package import Members, Provenance, manifest, write_package
 from nequip_core.models.build import build_model
-from nequip_core.models.nequip import NequIPConfig
 from nequip_core.ops.select import Ops
 from nequip_core.plugins.manager import load_registry
 
@@ -29,25 +28,29 @@ REAL = os.environ.get("NEQUIP_TORCHFORCE") == "1"
 """Whether files go into the real TorchForce: nox -s torchforce_tests."""
 
 
-def write_model(path: Path, **keys: Any) -> Path:
-    """A package of a small NequIP model of H, C, O with random weights."""
-    config = NequIPConfig(
-        cutoff=3.5,
-        types=["H", "C", "O"],
-        dtype="float64",
-        atomic_energies={"H": -13.6, "C": -1030.0, "O": -430.0},
-        energy_scale={"H": 1.5, "C": 1.1, "O": 0.7},
-        avg_num_neighbors=9.0,
-        l_max=1,
-        num_layers=2,
-        num_features=[6, 4],
-        radial_mlp=[8],
-        **keys,
-    )
+KEYS: dict[str, dict[str, Any]] = {
+    "nequip": {"l_max": 1, "num_layers": 2, "num_features": [6, 4], "radial_mlp": [8]},
+    "allegro": {"pair_cutoffs": {"H": {"H": 2.8}}},
+}
+"""Of small models."""
+
+
+def write_model(path: Path, kind: str = "nequip", **keys: Any) -> Path:
+    """A package of a small model of H, C, O with random weights."""
     registry = load_registry()
+    entry = registry.models[kind]
+    common = {
+        "cutoff": 3.5,
+        "types": ["H", "C", "O"],
+        "dtype": "float64",
+        "atomic_energies": {"H": -13.6, "C": -1030.0, "O": -430.0},
+        "energy_scale": {"H": 1.5, "C": 1.1, "O": 0.7},
+        "avg_num_neighbors": 9.0,
+    }
+    config = entry.config.load()(**(dict(entry.tiny) | common | KEYS[kind] | keys))
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = build_model(registry.models["nequip"], config, Ops(registry.kernels, dtype=torch.float64))
+        model = build_model(entry, config, Ops(registry.kernels, dtype=torch.float64))
     block, weights = asdict(config), dict(model.state_dict())
     about = Provenance(model=block, data={"sha256": "0" * 64}, config={}, versions={}, provider="nequip-core")
     members = Members(
@@ -84,6 +87,16 @@ def waters(number: int = 8, box: float = 8.0) -> Atoms:
     one = np.array([[0.0, 0.0, 0.0], [0.76, 0.59, 0.0], [-0.76, 0.59, 0.0]])
     positions = (grid[:, None] + one).reshape(-1, 3) + rng.normal(scale=0.02, size=(3 * len(grid), 3))
     return Atoms("OHH" * len(grid), positions=positions, cell=box * np.eye(3), pbc=True)
+
+
+SYSTEMS = {
+    "triclinic": ice,
+    "cubic": waters,
+    "not periodic": lambda: Atoms("OHH", [[0, 0, 0], [0.8, 0.6, 0], [-0.8, 0.6, 0]]),
+    "no edges": lambda: Atoms("OH", [[0, 0, 0], [0, 0, 9]]),
+    "one atom": lambda: Atoms("C", [[0.1, 0.2, 0.3]]),
+    "one atom and its images": lambda: Atoms("O", [[0.1, 0.2, 0.3]], cell=[2.1, 2.2, 2.3], pbc=True),
+}
 
 
 def topology_of(atoms: Atoms, *, bonds: bool = True) -> app.Topology:

@@ -10,7 +10,7 @@ import numpy as np
 import openmm
 import pytest
 from ase import Atoms
-from openmm_support import PLATFORMS, context_of, energy_forces, hosted, ice, system_of, topology_of, waters
+from openmm_support import PLATFORMS, SYSTEMS, context_of, energy_forces, hosted, system_of, topology_of
 
 import nequip_openmm
 
@@ -38,16 +38,6 @@ def assert_same(found: tuple[float, np.ndarray], wanted: tuple[float, np.ndarray
     assert found[0] == pytest.approx(wanted[0], rel=relative)
     rms = np.sqrt((wanted[1] ** 2).mean())
     np.testing.assert_allclose(found[1], wanted[1], rtol=0, atol=relative * max(rms, 1e-6))
-
-
-SYSTEMS = {
-    "triclinic": ice,
-    "cubic": waters,
-    "not periodic": lambda: Atoms("OHH", [[0, 0, 0], [0.8, 0.6, 0], [-0.8, 0.6, 0]]),
-    "no edges": lambda: Atoms("OH", [[0, 0, 0], [0, 0, 9]]),
-    "one atom": lambda: Atoms("C", [[0.1, 0.2, 0.3]]),
-    "one atom and its images": lambda: Atoms("O", [[0.1, 0.2, 0.3]], cell=[2.1, 2.2, 2.3], pbc=True),
-}
 
 
 @pytest.mark.parametrize("platform", PLATFORMS)
