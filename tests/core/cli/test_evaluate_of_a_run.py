@@ -85,8 +85,7 @@ def worst(results: dict[str, Any], row: dict[str, float]) -> float:
     return max(abs(one - two) / two for one, two in pairs)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("size", [1, 7, 64])
+@pytest.mark.parametrize(("size", "dtype"), [(1, "float64"), (7, "float32"), (64, "float32"), (64, "float64")])
 def test_evaluation_is_the_validation(folder: Path, dtype: str, size: int) -> None:
     assert main(["train", "run.yaml", "run.dir=run", f"model.dtype={dtype}", f"data.batch.eval_size={size}"]) == 0
     row = best_row()
