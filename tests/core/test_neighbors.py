@@ -60,6 +60,7 @@ def random_system(number: int) -> tuple[Floats, Floats, Bools]:
     return positions, cell, pbc
 
 
+@pytest.mark.no_cover
 def test_1000_random_cells(make: Callable[..., NeighborList]) -> None:
     neighbor_list = make(CUTOFF)
     edges = 0
@@ -110,6 +111,7 @@ def test_types_and_inputs(make: Callable[..., NeighborList]) -> None:
         np.testing.assert_array_equal(array, untouched)
 
 
+@pytest.mark.no_cover
 def test_skin_holds_every_pair_on_the_way(make: Callable[..., NeighborList]) -> None:
     """A random walk: what is within the cut-off is never missing, and most steps make no list."""
     rng = np.random.default_rng(0)

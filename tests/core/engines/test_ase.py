@@ -123,6 +123,7 @@ def test_stress_needs_three_periodic_directions(make):
 
 
 @pytest.mark.parametrize(("skin", "name"), [(0.0, "vesin"), (0.3, "vesin"), (1.0, "vesin"), (0.3, "device")])
+@pytest.mark.no_cover
 def test_skin_has_no_effect_on_a_trajectory(model, skin, name):
     start = ice()
     start.set_momenta(np.random.default_rng(1).normal(size=(6, 3)))

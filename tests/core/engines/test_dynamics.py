@@ -113,6 +113,7 @@ def test_nve_log_and_trajectory(tmp_path):
 
 
 @pytest.mark.parametrize(("ensemble", "thermostat"), [key for key in INTEGRATORS if key[1]])
+@pytest.mark.no_cover
 def test_thermostats_reach_the_temperature(ensemble, thermostat):
     atoms = copper()
     draw = DynamicsSettings(
@@ -125,6 +126,7 @@ def test_thermostats_reach_the_temperature(ensemble, thermostat):
 
 
 @pytest.mark.parametrize("thermostat", ["langevin", "nose-hoover"])
+@pytest.mark.no_cover
 def test_barostat_moves_the_volume_towards_the_pressure(thermostat):
     volumes = {}
     for pressure in (-5.0, 15.0):

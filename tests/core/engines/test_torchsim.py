@@ -109,6 +109,7 @@ SLOW = pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "number"), [("nequip", 3), pytest.param("nequip", 20, marks=SLOW), pytest.param("allegro", 20, marks=SLOW)]
 )
+@pytest.mark.no_cover
 def test_fire_ends_where_that_of_ase_does(name: str, number: int) -> None:
     """Batches that torch-sim makes, systems that leave them when they are done."""
     loaded, frames = load(name), crystals(number)
