@@ -138,8 +138,8 @@ class Allegro(nn.Module):
             environment = self._by_degree(weights if of_edges is None else of_edges * weights)
             paths = path_weights if of_paths is None else of_paths * path_weights
             tensors, _ = contract(tensors, environment, harmonics, paths, graph)
-            # Even scalars come first.
-            latent = network(*track, tensors[:, 0])
+            # Even scalars come first. Where there is nothing else, a view has a gradient without zeros to fill up.
+            latent = network(*track, tensors.flatten(1) if tensors.shape[1] == 1 else tensors[:, 0])
             # The last layer has no next environment.
             scalars, *rest = [latent] if isinstance(latent, Tensor) else latent
             weights = rest[0] if rest else weights
