@@ -95,7 +95,7 @@ class Interaction(nn.Module):
         spec = ConvolutionSpec(irreps_in, config.l_max, True, tuple(irrep for irrep, _ in irreps_out))
         self.linear_in = EquivariantLinear(irreps_in, irreps_in)
         self.exchange: Exchange = identity if first else ops.exchange
-        self.radial = MLP([config.num_bessels, *config.radial_mlp, spec.num_weights], config.nonlinearity)
+        self.radial = MLP([config.num_bessels, *config.radial_mlp, spec.num_weights], config.nonlinearity, ops)
         self.convolution = ops.make(NEQUIP_CONVOLUTION, spec)
         self.irreps_messages = spec.irreps_out
         self.gate = Gate(irreps_out)
