@@ -91,8 +91,7 @@ class Forces(nn.Module):
         return again.detach(), *torch.autograd.grad(again.square().sum(), [x, y])
 
 
-def test_one_graph_compiled_and_exported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+def test_one_graph_compiled_and_exported(tmp_path: Path) -> None:
     torch.manual_seed(0)
     forces = Forces()
     example, _ = inputs_of(SPEC, 9)
@@ -113,8 +112,7 @@ def test_one_graph_compiled_and_exported(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 @pytest.mark.slow
-def test_compiled_whole_with_gradients_of_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+def test_compiled_whole_with_gradients_of_weights() -> None:
     mlp = make_mlp(SPEC, torch.float64, CPU)
 
     def energy(x: Tensor, y: Tensor, *weights: Tensor) -> Tensor:
