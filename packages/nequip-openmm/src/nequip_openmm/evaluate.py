@@ -30,7 +30,7 @@ KJ_MOL = 1 / ENERGY["kJ/mol"]
 """kJ/mol in an eV."""
 
 MakeGraph = Callable[[Tensor, Tensor | None], Graph]
-"""``(positions [N, 3] Å, cell [3, 3] Å or None) -> Graph`` on the model's device."""
+"""``(positions [N, 3] Å, cell [3, 3] Å on the host or None) -> Graph`` on the model's device."""
 
 
 def moving_graph(model: LoadedModel, types: Tensor, skin: float, name: str | None = None) -> MakeGraph:
@@ -48,7 +48,7 @@ def moving_graph(model: LoadedModel, types: Tensor, skin: float, name: str | Non
     of_atoms = types.cpu().numpy()
 
     def pbc_of(cell: Tensor | None) -> tuple[Floats, NDArray[np.bool_]]:
-        return np.zeros((3, 3)) if cell is None else cell.cpu().numpy(), np.full(3, cell is not None)
+        return np.zeros((3, 3)) if cell is None else cell.numpy(), np.full(3, cell is not None)
 
     if serves(entry, model.device):
         on_device = SkinGraph(entry, cutoffs, skin, model.device)
@@ -85,9 +85,9 @@ class Evaluator:
         """
         here = self.model.device
         x = positions.to(here, torch.float64) * ANGSTROM
-        cell = None if box is None else box.to(here, torch.float64) * ANGSTROM
+        cell = None if box is None else box.to("cpu", torch.float64) * ANGSTROM  # where lattices are planned
         if len(self._parents) and cell is not None:
-            x = unwrap(x, cell, self._parents)
+            x = unwrap(x, cell.to(here), self._parents)
         with self._alone:
             prediction = self.model.potential(self._graph(x, cell if self.spec.periodic else None))
         energy = prediction.energy.sum() * KJ_MOL
