@@ -1,11 +1,11 @@
 """Compiled steps: the guards on the way there, and one code for all batches that gives eager's losses and gradients.
 
-Inductor compiles one NequIP here, which takes most of the time; a thousand batches are among the slow tests.
+Inductor compiles one small function here, and whole models among the slow tests; cli/test_train_compiled.py trains one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -211,12 +211,41 @@ def random_sizes(rng: np.random.Generator) -> Sizes:
     return Sizes(structures, atoms, int(rng.integers(0, 20 * atoms)) * int(rng.integers(0, 4) > 0))
 
 
+def test_other_tensors_are_served_and_others_refused(make_model: Callable[..., EnergyModel]) -> None:
+    potential = Potential(make_model(num_layers=1))
+    first, second = (sample_batch(potential, sizes, GHOST) for sizes in (SAMPLE.training, Sizes(3, 90, 700)))
+    weights = {"w": torch.ones(3, dtype=torch.float64, requires_grad=True)}
+
+    def function(weights: dict[str, Tensor], tensors: Sequence[Tensor]) -> Tensor:
+        return (tensors[0] * weights["w"]).square().sum()
+
+    step = compiled.CompiledFunction(
+        "training step", function, weights, flatten(first), compiled.AXES_OF_BATCH, Sizes(6, 68, 510)
+    )
+    with step.compiling():
+        torch.autograd.backward(step.compile(flatten(first)))
+    for factor in (1.0, 1.1):  # weights move without another trace
+        with torch.no_grad():
+            weights["w"].mul_(factor)
+        for batch in (first, second):
+            torch.testing.assert_close(step(flatten(batch)), function(weights, flatten(batch)), rtol=1e-12, atol=0.0)
+    assert (step.report.graphs, step.report.breaks, step.report.recompiles) == (1, 0, 0)
+    other = flatten(first)
+    other[0] = other[0].float()  # planted: positions in float32 need other code
+    with pytest.raises(
+        TraceError, match=r"A batch of \d+ structures, \d+ atoms and \d+ edges needs other code than the training step"
+    ):
+        step(other)
+    assert step.report.recompiles == 1
+
+
+@pytest.mark.slow
 def test_one_code_for_all_batches_repeatable(
     make_model: Callable[..., EnergyModel], terms: Loss, tmp_path: Path
 ) -> None:
     torch.set_num_threads(2)  # where sums in arbitrary order would show
     said: list[str] = []
-    model = make_model(num_layers=1, l_max=1, num_features=4, radial_mlp=[8], dtype="float32")
+    model = make_model(num_layers=2, l_max=1, num_features=4, radial_mlp=[8], dtype="float32")
     training = training_of(model, terms, tmp_path, said=said, check_every=1)
     training.prepare_training(CPU)
     rng = np.random.default_rng(0)
