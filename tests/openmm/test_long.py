@@ -39,4 +39,5 @@ def test_energy_drifts_by_less_than_1e_5_ev_per_atom_and_ps(periodic, model):
         energies.append(total.value_in_unit(unit.kilojoule_per_mole) / 96.48533212331 / len(atoms))
     assert times[-1] == pytest.approx(20)
     drift = np.polyfit(times, np.array(energies) - energies[0], 1)[0]
-    assert abs(drift) < 1e-5, f"{drift:.2e} eV/atom/ps"
+    print(f"drift {drift:.2e} eV/atom/ps, periodic {periodic}")  # pytest -rP shows it
+    assert abs(drift) < 1e-5
