@@ -19,6 +19,7 @@ from filelock import FileLock
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from nequip_core import blocks
 from nequip_core.engines.ase import NequIPCalculator
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "openmm"))  # for what tests/openmm has
@@ -30,6 +31,7 @@ try:
     from openmm import app, unit
 
     import nequip_openmm
+    from nequip_openmm import evaluate
     from nequip_openmm.prepare import prepare
 except ModuleNotFoundError as error:
     MISSING = f"{error}. "
@@ -248,6 +250,22 @@ def test_positions_stay_on_the_device(kind: str, models: dict[str, Model]):
     expected, of_calculator = models[kind].results(atoms)
     assert float(energy) / support.KJ_MOL == pytest.approx(expected, rel=1e-10)
     np.testing.assert_allclose(forces.cpu().numpy() / (10 * support.KJ_MOL), of_calculator, rtol=0, atol=1e-9)
+
+
+def test_memory_decides_about_blocks(models: dict[str, Model], monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    """A strictly local model is evaluated in blocks of atoms where memory asks."""
+    atoms = support.waters(64, 16.0)
+    context = context_of(atoms, force_of("python", models["allegro"], atoms, tmp_path), "double")
+    whole, of_whole = support.energy_forces(context)
+    potential = list(evaluate._EVALUATORS.values())[-1].potential
+    assert potential.taken is None
+    monkeypatch.setattr(blocks, "PROBE", 200)
+    monkeypatch.setattr(blocks, "_free_memory", lambda _: 300_000)
+    context.setPositions(atoms.positions / 10)  # so that it is computed again
+    energy, forces = support.energy_forces(context)
+    assert potential.taken is not None
+    assert energy == pytest.approx(whole, rel=1e-12)
+    np.testing.assert_allclose(forces, of_whole, rtol=0, atol=1e-10)
 
 
 @pytest.mark.parametrize("backend", ["python", "torchforce"])

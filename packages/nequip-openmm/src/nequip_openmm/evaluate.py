@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from nequip_core.blocks import Blocks
 from nequip_core.engines.ase import MovingGraph
 from nequip_core.errors import InputError
 from nequip_core.export.artifact import LoadedModel
@@ -69,6 +70,7 @@ class Evaluator:
     def __init__(self, spec: Spec, types: Tensor, model: LoadedModel) -> None:
         self.spec = spec
         self.model = model
+        self.potential = Blocks(model.potential, model.info)  # on CUDA, and as memory asks
         self._graph = moving_graph(model, types, spec.skin)
         self._parents = torch.tensor(spec.parents, dtype=torch.int64, device=model.device)
         self._alone = threading.Lock()  # contexts in several threads may share a force
@@ -89,7 +91,7 @@ class Evaluator:
         if len(self._parents) and cell is not None:
             x = unwrap(x, cell.to(here), self._parents)
         with self._alone:
-            prediction = self.model.potential(self._graph(x, cell if self.spec.periodic else None))
+            prediction = self.potential(self._graph(x, cell if self.spec.periodic else None))
         energy = prediction.energy.sum() * KJ_MOL
         forces = prediction.forces * (KJ_MOL * ANGSTROM)
         return energy.to(positions.device), forces.to(positions.device)
