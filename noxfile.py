@@ -119,7 +119,8 @@ def gpu_tests(session: nox.Session) -> None:
         print("gpu_tests: this machine has no CUDA device that torch can use, so nothing was tested.", file=sys.stderr)
         sys.exit(NO_DEVICE)
     some = session.posargs or ["-n", "8", "--dist", "loadgroup"]  # Triton and Inductor compile for minutes
-    run(session, exe, "-m", "pytest", "-m", "gpu", "tests/gpu", *some)
+    # pytest-benchmark, where it is installed, warns of other plugins, and warnings are errors.
+    run(session, exe, "-m", "pytest", "-p", "no:benchmark", "-m", "gpu", "tests/gpu", *some)
 
 
 @shared

@@ -28,9 +28,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--theirs", default="", help="interpreter with the published packages")
     parser.add_argument("--their-path", default="", help="folder of the published packages, if they are not installed")
-    parser.add_argument(
-        "--sides", default="", help="some, separated by /; the first is compared with the others"
-    )
+    parser.add_argument("--sides", default="", help="some, separated by /; the first is compared with the others")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", default="4", help="of timing for each figure of a round")
     parser.add_argument("--threads", type=int, default=2)
@@ -41,7 +39,6 @@ def main() -> None:
     os.environ[SECONDS] = options.seconds
     programs = {
         "ours": Program(sys.executable, "ours.py", "compiled"),
-        "ours, C++ wrapper": Program(sys.executable, "ours.py", "compiled-cpp"),
         "ours, no kernels": Program(sys.executable, "ours.py", "compiled-reference"),
         "ours, eager, no kernels": Program(sys.executable, "ours.py", "eager-reference"),
     }

@@ -1,6 +1,6 @@
 """Training step and evaluation of nequip-core; see sides.py.
 
-Modes: eager or compiled; with -reference without kernels, with -cpp with Inductor's C++ wrapper.
+Modes: eager or compiled; with -reference without kernels.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch._inductor.config as inductor_config
 from systems import MODELS, SYSTEMS, TYPES, labels
 from timing import answer, median_ms, peak_memory_mb, report, start_memory
 
@@ -33,7 +32,6 @@ from nequip_core.training.loss import Loss, Term, mse
 def main(model_name: str, name: str, threads: int, device: str, mode: str) -> None:
     torch.set_num_threads(threads)
     torch.manual_seed(1)
-    inductor_config.cpp_wrapper = "cpp" in mode  # what launches the kernels is C++ then
     registry = load_registry()
     types = TYPES[name]
     entry = registry.models[model_name.partition("_")[0]]

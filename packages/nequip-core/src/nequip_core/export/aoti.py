@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import struct
 import time
+import warnings
 import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -133,7 +134,10 @@ def compile_model(
     with TemporaryDirectory() as folder:
         made, whole = Path(folder) / "made.pt2", Path(folder) / "whole.pt2"
         options["aot_inductor.metadata"] = {KEY: metadata.to_json()}
-        torch._inductor.aoti_compile_and_package(program, package_path=str(made), inductor_configs=options)
+        with warnings.catch_warnings():
+            # Whether to is the model's dtype, float32.
+            warnings.filterwarnings("ignore", message="TensorFloat32 tensor cores")
+            torch._inductor.aoti_compile_and_package(program, package_path=str(made), inductor_configs=options)
         without_executable_stack(made, whole)
         inductor_s = time.perf_counter() - start
         tolerance = TOLERANCE[metadata.dtype]
