@@ -11,7 +11,8 @@ import struct
 import time
 import warnings
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -126,7 +127,8 @@ def compile_model(
 
     say("Tracing ...")
     start = time.perf_counter()
-    program = export_program(potential, target.outputs)
+    with _without_torchs_warnings():
+        program = export_program(potential, target.outputs)
     trace_s = time.perf_counter() - start
 
     say("Compiling with Inductor: a minute or two ...")
@@ -134,9 +136,7 @@ def compile_model(
     with TemporaryDirectory() as folder:
         made, whole = Path(folder) / "made.pt2", Path(folder) / "whole.pt2"
         options["aot_inductor.metadata"] = {KEY: metadata.to_json()}
-        with warnings.catch_warnings():
-            # Whether to is the model's dtype, float32.
-            warnings.filterwarnings("ignore", message="TensorFloat32 tensor cores")
+        with _without_torchs_warnings():
             torch._inductor.aoti_compile_and_package(program, package_path=str(made), inductor_configs=options)
         without_executable_stack(made, whole)
         inductor_s = time.perf_counter() - start
@@ -157,6 +157,16 @@ def compile_model(
         with atomic_write(path, "wb") as file:
             file.write(whole.read_bytes())
     return Report(metadata, round(trace_s, 3), round(inductor_s, 3), deviation, tolerance)
+
+
+@contextmanager
+def _without_torchs_warnings() -> Iterator[None]:
+    """Those that say nothing to who compiles a model."""
+    with warnings.catch_warnings():
+        # That products are of float32 numbers; torch's own use of its own old names.
+        warnings.filterwarnings("ignore", message="TensorFloat32 tensor cores")
+        warnings.filterwarnings("ignore", message=".isinstance.treespec, LeafSpec", category=FutureWarning)
+        yield
 
 
 def export_program(potential: Potential, outputs: tuple[str, ...]) -> ExportedProgram:
