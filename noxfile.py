@@ -142,8 +142,8 @@ def torch_versions(session: nox.Session) -> None:
             exe, pins = Path(name) / "bin" / "python", Path(name) / "pins.txt"
             session.run(sys.executable, "-m", "venv", name, external=True)
             lines = CONSTRAINTS.read_text().splitlines()
-            # This torch brings its own triton.
-            kept = [line for line in lines if not line.startswith(("torch==", "triton=="))]
+            # This torch brings its own triton; 2.12 asks for an older setuptools.
+            kept = [line for line in lines if not line.startswith(("torch==", "triton==", "setuptools=="))]
             pins.write_text("\n".join([*kept, f"torch=={version}"]))
             ours = [part for name in ("core", "allegro") for part in ("-e", str(ROOT / "packages" / f"nequip-{name}"))]
             run(
