@@ -88,6 +88,7 @@ def test_what_the_file_says(compiled: Compiled, capsys: pytest.CaptureFixture[st
     assert (metadata.model_hash, metadata.target, metadata.device) == (source.hash, "ase", "cpu")
     assert [one["shape"] for one in metadata.inputs[:3]] == [["atoms", 3], ["atoms"], [2, "edges"]]
     assert metadata.outputs[2] == {"name": "virial", "dtype": "float64", "shape": ["structures", 3, 3]}
+    capsys.readouterr()  # compiling says what it does
     assert main(["info", str(out), "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert main(["info", str(package), "--json"]) == 0
