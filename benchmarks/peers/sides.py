@@ -123,6 +123,8 @@ def compare(
                 del going[name]
     for side in going.values():
         side.end()
+    if not going:
+        return []
     first, *others = going
     rows: list[dict[str, object]] = []
     if not others:  # nothing to compare with: itself
@@ -152,7 +154,7 @@ def compare(
 
 def write(path: Path | None, rows: Sequence[Mapping[str, object]]) -> None:
     """A table."""
-    if path is not None:
+    if path is not None and rows:
         with path.open("w", newline="") as file:
             writer = csv.DictWriter(file, fieldnames=list(rows[0]))
             writer.writeheader()

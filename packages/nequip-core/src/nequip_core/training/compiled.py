@@ -59,7 +59,7 @@ OPTIONS: dict[str, Any] = {
 """Of Inductor."""
 
 ON_CUDA: dict[str, Any] = {
-    # What launches some hundred kernels is C++, not Python: two thirds of the step's time at 32 molecules of 30 atoms.
+    # Kernels are launched from C++, not Python: a step of 32 molecules of 30 atoms takes two thirds of the time then.
     "cpp_wrapper": True,
 }
 """Likewise, in addition."""
@@ -216,7 +216,7 @@ class CompiledFunction:
         self.report.trace_s = round(time.perf_counter() - start, 3)
         if precision == "bf16":
             _multiply_in_bf16(self.graph)
-        options = OPTIONS | (ON_CUDA if self.weights[0].is_cuda else {})
+        options = OPTIONS | (ON_CUDA if example[0].is_cuda else {})
         self._compiled: Callable[..., Any] = torch.compile(self.graph, fullgraph=True, dynamic=False, options=options)
 
     def interpret(self, tensors: Sequence[Tensor]) -> Any:
