@@ -1,7 +1,7 @@
 """A traced graph becomes one of the inputs alone: what follows from the weights is computed now, not in each call.
 
-Scaled weights, tables in the model's dtype and the like were 22 of the 170 launches of a NequIP of three layers on a GPU.
-Views are left to the graph, which gets them for nothing.
+Scaled weights, tables in the model's dtype and the like were 22 of the 170 launches of a NequIP of three layers on a
+GPU. Views are left to the graph, which gets them for nothing.
 """
 
 from __future__ import annotations
