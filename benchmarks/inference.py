@@ -2,7 +2,7 @@
 packages' eager calls and compiled files, in alternation.
 
 python benchmarks/inference.py [--device cuda] [--out FILE.csv] [--theirs PYTHON] [--their-path FOLDER] [--tiny]
-    [--sides ours,ours_eager,kernels,theirs_eager,theirs,theirs_kernels] [--only WORD] [--files FOLDER]
+    [--large] [--sides ours,ours_eager,kernels,theirs_eager,theirs,theirs_kernels] [--only WORD] [--files FOLDER]
 
 `call_ms` is a call with the graph on the device; `step_ms` a step of ASE, with the neighbour list and the way to the
 host and back. The first of --sides is compared with the others. All files are compiled first, at the same time; with
@@ -38,6 +38,7 @@ CASES = (
     ("nequip_large", "silicon_8000"),
 )
 ON_CPU = (("allegro_2", "water_192"), ("nequip_md", "water_192"))
+LARGE = (("allegro_2", "water_20577"), ("allegro_2", "water_1029000"))
 TINY = (("allegro_tiny", "water_81"), ("nequip_tiny", "water_81"))
 FIGURES = ("call_ms", "step_ms", "us_per_atom", "call_mb")
 
@@ -53,6 +54,7 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--only", default="", help="cases whose names hold one of these words (a,b)")
     parser.add_argument("--tiny", action="store_true", help="small models, to try this script")
+    parser.add_argument("--large", action="store_true", help="a million atoms, which are divided into blocks")
     parser.add_argument("--files", type=Path, help="folder where compiled files stay")
     parser.add_argument("--compile-only", action="store_true", help="into --files; measure nothing")
     parser.add_argument("--out", type=Path)
@@ -82,7 +84,7 @@ def main() -> int:
     usual = CASES if options.device == "cuda" else ON_CPU
     cases = [
         case
-        for case in (TINY if options.tiny else usual)
+        for case in (TINY if options.tiny else LARGE if options.large else usual)
         if any(word in " ".join(case) for word in options.only.split(","))
     ]
     remarks = {"hardware": hardware(options.device, options.threads)}

@@ -8,6 +8,8 @@
 
 `--sides N`: boxes of N x N x N molecules; 8 is 1,536 atoms, 70 is 1,029,000. `bare_ms` is a call of the same file with
 the graph of the same box on the device: no ghosts, no list, no LAMMPS. A box of more than `--bare-atoms` has none.
+Forces are computed and move nothing (fix nve/noforce): atoms keep their velocities of 300 K, so that neighbours are
+listed as often as in water, every 20 steps, where random weights would heat it to a list every third step.
 
 `--host`: nanoseconds of the processor per atom and step without a model. `host_ns`: LAMMPS, the pair style, positions
 out and forces in, which is what is left where the model and its list are on a GPU. `with_graph_ns`: lists and graphs
@@ -49,16 +51,13 @@ pair_coeff * * {model} H O
 neighbor 1.0 bin
 neigh_modify every 1 delay 0 check yes
 velocity all create 300.0 4928 loop geom
-fix move all nve
+fix move all nve/noforce
 timestep 0.0005
 thermo {steps}
 run {warm}
 run {steps} pre no
 """
 LOOP, PAIR = r"Loop time of (\S+) on", r"Pair +\| (\S+)"
-
-SPACING = 3.105
-"""Å between the centres of molecules, at the density of water."""
 
 LIBRARIES = ("libmpi.so.12",)
 PROGRAMS = ("mpiexec.hydra", "hydra_pmi_proxy")
@@ -109,6 +108,7 @@ def main() -> None:
 
     import torch
     from sides import hardware, today, write
+    from systems import water
 
     rows: list[dict[str, object]] = []
     with tempfile.TemporaryDirectory() as name:
@@ -119,7 +119,7 @@ def main() -> None:
             compile_model(options.model, options.device, options.kernels, model)
         guess = 0.01 if options.device == "cuda" else 0.3  # ms per atom, until one was measured
         for side in options.sides:
-            atoms = water(side)
+            (atoms,) = water(side)
             write_data(folder / "data", atoms)
             bare = bare_call(model, options.device, atoms) if len(atoms) <= options.bare_atoms else None
             torch.cuda.empty_cache()  # LAMMPS is to have the memory
@@ -192,6 +192,7 @@ class Lammps:
 def host(sides: list[int], seconds: float, packed: Path | None, out: Path | None) -> None:
     """The time of the host, with cores that have no model."""
     from sides import hardware, today, write
+    from systems import water
 
     rows = []
     with tempfile.TemporaryDirectory() as name:
@@ -199,7 +200,7 @@ def host(sides: list[int], seconds: float, packed: Path | None, out: Path | None
         lammps = Lammps(folder, packed)
         cores = {graph: core_without_model(folder, graph) for graph in (False, True)}
         for side in sides:
-            atoms = water(side)
+            (atoms,) = water(side)
             write_data(folder / "data", atoms)
             row: dict[str, object] = {"atoms": len(atoms)}
             for graph, core in cores.items():
@@ -249,24 +250,6 @@ def compile_model(name: str, device: str, kernels: str, out: Path) -> None:
         sys.exit(code)
 
 
-def water(side: int) -> Atoms:
-    """side^3 molecules at the density of water, turned at random, on a grid with noise: 87 neighbours within 6 Å."""
-    import numpy as np
-    from ase import Atoms
-    from ase.build import molecule
-    from scipy.spatial.transform import Rotation
-
-    rng = np.random.default_rng(0)
-    one = molecule("H2O")
-    grid = np.stack(np.meshgrid(*3 * [np.arange(side)], indexing="ij"), -1).reshape(-1, 3)
-    centers = (grid + 0.5) * SPACING + rng.normal(scale=0.1, size=grid.shape)
-    turns = Rotation.random(len(grid), rng).as_matrix()
-    positions = centers[:, None] + np.einsum("mij,aj->mai", turns, one.positions)
-    box = SPACING * side
-    numbers = np.tile(one.numbers, len(grid))
-    return Atoms(numbers, positions.reshape(-1, 3) % box, cell=[box] * 3, pbc=True)
-
-
 def write_data(path: Path, atoms: Atoms) -> None:
     """A data file for LAMMPS: type 1 is H, type 2 is O."""
     import numpy as np
@@ -283,20 +266,15 @@ def write_data(path: Path, atoms: Atoms) -> None:
 
 def bare_call(model: Path, device: str, atoms: Atoms) -> float | None:
     """Milliseconds of a call with the graph of all atoms; None: they do not fit at once."""
-    import numpy as np
     import torch
+    from our_calls import graph_of
 
     from nequip_core.export.artifact import load_model
-    from nequip_core.plugins.manager import load_registry
-    from nequip_core.skin import SkinGraph
 
     torch.set_num_threads(1)  # as in LAMMPS
     loaded = load_model(model, device=device)
-    cutoffs = np.array(loaded.info.pair_cutoffs)
     try:
-        make = SkinGraph(load_registry().neighbor_lists["device"], cutoffs, 0.0, torch.device(device))
-        types = np.array([loaded.info.types.index(symbol) for symbol in atoms.symbols])
-        graph = make(atoms.positions, types, atoms.cell.array, atoms.pbc)
+        graph = graph_of(atoms, loaded)
         return median_ms(lambda: loaded.potential(graph), device)
     except RuntimeError as error:
         print(f"{len(atoms)} atoms at once: {str(error).splitlines()[0]}", flush=True)

@@ -10,22 +10,28 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from ase import Atoms
 from systems import MODELS, SYSTEMS, TYPES, compiled_file
 from timing import answer, median_ms, peak_memory_mb, report, start_memory
 
+from nequip_core.blocks import Blocks
 from nequip_core.engines.ase import NequIPCalculator
 from nequip_core.export.aoti import compile_model
-from nequip_core.export.artifact import load_model
+from nequip_core.export.artifact import LoadedModel, load_model
 from nequip_core.export.package import Members, Provenance, manifest, write_package
-from nequip_core.graph import Graph, from_structure, to
+from nequip_core.graph import Graph
 from nequip_core.models.build import build_model
-from nequip_core.neighbors import make_vesin
+from nequip_core.neighbors import DEVICE
 from nequip_core.ops.select import Ops
 from nequip_core.plugins.manager import load_registry
+from nequip_core.skin import SkinGraph
 from nequip_core.structure import Structure
 
 KERNELS = {"eager": "reference", "file": "reference", "kernels": "auto"}
 """By mode."""
+
+MANY = 100_000
+"""Atoms that may not fit into memory at once: their calls are divided, as in the engines."""
 
 
 def package(model_name: str, types: list[str], path: Path) -> None:
@@ -55,6 +61,13 @@ def package(model_name: str, types: list[str], path: Path) -> None:
     write_package(path, members)
 
 
+def graph_of(atoms: Atoms, loaded: LoadedModel) -> Graph:
+    """Listed on the device, which takes a million atoms too."""
+    make = SkinGraph(load_registry().neighbor_lists[DEVICE], np.array(loaded.info.pair_cutoffs), 0.0, loaded.device)
+    types = loaded.type_map.indices(Structure.from_ase(atoms))
+    return make(atoms.positions, types, atoms.cell.array, atoms.pbc)
+
+
 def main(model_name: str, name: str, threads: int, device: str, mode: str, files: str) -> None:
     torch.set_num_threads(threads)
     registry = load_registry()
@@ -74,16 +87,15 @@ def main(model_name: str, name: str, threads: int, device: str, mode: str, files
 
     (atoms,) = SYSTEMS[name]()
     info = loaded.info
-    structure = Structure.from_ase(atoms)
-    made = from_structure(structure, loaded.type_map, np.array(info.pair_cutoffs), make_vesin(info.cutoff))
-    graph: Graph = to(made, device)
+    graph = graph_of(atoms, loaded)
+    divided = Blocks(loaded.potential, info) if len(atoms) > MANY else loaded.potential
     calculator = NequIPCalculator(loaded)
     rng = np.random.default_rng(0)
     moved = atoms.copy()
     moved.calc = calculator
 
     def call() -> None:
-        loaded.potential(graph)
+        divided(graph)
 
     def step() -> None:
         """As in molecular dynamics: atoms move a little, and energy and forces come back to the host."""

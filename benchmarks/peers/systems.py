@@ -1,4 +1,4 @@
-"""The structures and the settings that both sides use; needs ASE only."""
+"""The structures and the settings that both sides use; needs ASE and its SciPy only."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from ase import Atoms
 from ase.build import bulk, molecule
+from scipy.spatial.transform import Rotation
 
 NEQUIP = {"num_layers": 3, "l_max": 2, "parity": True, "num_features": 32, "cutoff": 5.0}
 ALLEGRO = {
@@ -57,17 +58,13 @@ def water(side: int = 4) -> list[Atoms]:
     """side^3 molecules at the density of water, turned at random: 192 atoms, 87 neighbours each within 6 Å."""
     rng = np.random.default_rng(0)
     spacing = 3.105
-    frames = []
-    for place in np.ndindex(side, side, side):
-        one = molecule("H2O")
-        one.euler_rotate(*rng.uniform(0, 360, 3))
-        one.positions += (np.array(place) + 0.5) * spacing + rng.normal(scale=0.1, size=3)
-        frames.append(one)
-    whole = frames[0]
-    for one in frames[1:]:
-        whole += one
-    whole.set_cell(np.eye(3) * spacing * side)
-    whole.pbc = True
+    one = molecule("H2O")
+    grid = np.stack(np.meshgrid(*3 * [np.arange(side)], indexing="ij"), -1).reshape(-1, 3)
+    centers = (grid + 0.5) * spacing + rng.normal(scale=0.1, size=grid.shape)
+    turns = Rotation.random(len(grid), rng).as_matrix()
+    positions = (centers[:, None] + np.einsum("mij,aj->mai", turns, one.positions)).reshape(-1, 3)
+    whole = Atoms(np.tile(one.numbers, len(grid)), positions, cell=[spacing * side] * 3, pbc=True)
+    whole.wrap()
     return [whole]
 
 
@@ -89,7 +86,7 @@ SYSTEMS = {
     "silicon_64": silicon,
     "silicon_8000": partial(silicon, 10),
     "ethanol_5x9": molecules,
-    **{f"water_{3 * side**3}": partial(water, side) for side in (3, 4, 8, 12, 16, 19)},
+    **{f"water_{3 * side**3}": partial(water, side) for side in (3, 4, 8, 12, 16, 19, 70)},
     "molecules_32x30": globules,
     "molecules_4x8": partial(globules, 4, 8),
 }
