@@ -82,7 +82,7 @@ def test_operators_keep_torchs_rules(spec: ContractionSpec) -> None:
         ),
     ]
     for operator, arguments in calls:
-        torch.library.opcheck(operator, arguments)
+        torch.library.opcheck(operator.operator, arguments)
 
 
 def test_an_absent_gradient_costs_nothing_and_weights_are_left_out_of_forces() -> None:

@@ -46,11 +46,11 @@ def test_operators_keep_torchs_rules() -> None:
     kernel = make_convolution(SMALLEST, torch.float64, CPU)
     about = (graph.edge_index[1], graph.row_ptr, graph.by_neighbor, graph.neighbor_ptr, kernel.text)
     grad = torch.randn(4, SMALLEST.irreps_out.dim, dtype=torch.float64, requires_grad=True)
-    torch.library.opcheck(operators.convolve, (*inputs, *about))
-    torch.library.opcheck(operators.convolve_backward, (*inputs, grad, *about))
+    torch.library.opcheck(operators.convolve.operator, (*inputs, *about))
+    torch.library.opcheck(operators.convolve_backward.operator, (*inputs, grad, *about))
     moving = [torch.randn_like(x) for x in inputs]
     still = [x.detach() for x in (*inputs, grad)]  # there is no further derivative
-    torch.library.opcheck(operators.convolve_double_backward, (*still, *moving, *about))
+    torch.library.opcheck(operators.convolve_double_backward.operator, (*still, *moving, *about))
 
 
 def test_auto_takes_it_on_cuda_and_not_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -46,9 +46,9 @@ def test_operators_keep_torchs_rules() -> None:
     leaves = [[x.requires_grad_() for x in some] for some in (inputs, weights)]
     grads = [torch.randn(7, width, dtype=torch.float64, requires_grad=True) for width in SPEC.outputs]
     packed = operators.mlp_pack(leaves[1], text).detach()
-    torch.library.opcheck(operators.mlp_pack, (weights, text), test_utils=RULES)
-    torch.library.opcheck(operators.mlp, (*leaves, packed, text))
-    torch.library.opcheck(operators.mlp_backward, (*leaves, packed, grads, text))
+    torch.library.opcheck(operators.mlp_pack.operator, (weights, text), test_utils=RULES)
+    torch.library.opcheck(operators.mlp.operator, (*leaves, packed, text))
+    torch.library.opcheck(operators.mlp_backward.operator, (*leaves, packed, grads, text))
 
 
 class Calls(torch.utils._python_dispatch.TorchDispatchMode):

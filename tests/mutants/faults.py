@@ -76,8 +76,8 @@ FAULTS = (
     Fault(
         "gather is not differentiated",
         "ops/segment.py",
-        "torch.ops.nequip.gather.default(x, index, ptr, order)",
-        "torch.ops.nequip.gather.default(x.detach(), index, ptr, order)",
+        "_GATHER(x, index, ptr, order)",
+        "_GATHER(x.detach(), index, ptr, order)",
         law("forces"),
     ),
     # Graph and neighbours

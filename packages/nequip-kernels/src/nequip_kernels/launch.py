@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.library import wrap_triton
 
+from nequip_core.ops.direct import is_observed
 from nequip_kernels import sources
 from nequip_kernels.blocks import Block
 
@@ -46,6 +47,8 @@ def _in_memory(tensor: Tensor) -> Tensor:
     Where a kernel reads the result of elementwise operations, Inductor writes that result anew for each kernel that
     reads it. The input of a view with given strides it writes once, for all.
     """
+    if not is_observed():
+        return tensor
     offset = tensor.storage_offset()
     if not isinstance(offset, int) or offset != 0:
         return tensor  # a part of another, which is in memory already
@@ -83,17 +86,22 @@ class Functions:
             block: warps and stages of a program.
             arguments: all others, in order.
         """
+        if not is_observed():
+            # One configuration needs none of Triton's tuner and none of torch's wrapper, which cost more than a launch.
+            constants = {**sizes, "num_warps": block.warps, "num_stages": block.stages}
+            with _device_of(arguments[0]):
+                getattr(self.module, name)[grid](*arguments, **constants)
+            return
         if name not in self.sized:
             import triton
 
             # One configuration, so nothing is measured; torch's compilers know this form of a constant.
             one = triton.Config(dict(sizes), num_warps=block.warps, num_stages=block.stages)
             self.sized[name] = triton.autotune([one], key=[])(getattr(self.module, name))
-        with _device_of(arguments[0]):
-            wrap_triton(self.sized[name])[grid](*arguments)
+        wrap_triton(self.sized[name])[grid](*arguments)
 
 
 def _device_of(tensor: Tensor) -> AbstractContextManager[object]:
     """Triton launches on the current device, which need not be that of a tensor; compiled code sees to that itself."""
-    executed = type(tensor) is Tensor and tensor.device.type == "cuda"
-    return torch.cuda.device(tensor.device) if executed else nullcontext()
+    elsewhere = tensor.is_cuda and tensor.get_device() != torch.cuda.current_device()
+    return torch.cuda.device(tensor.device) if elsewhere else nullcontext()

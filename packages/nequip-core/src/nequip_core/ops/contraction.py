@@ -159,15 +159,13 @@ _rows: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 class _Pad(torch.autograd.Function):
     """Each edge has one place, so the derivative is a gather, which is deterministic and quick."""
 
+    # With a setup_context of its own, torch inspects the signature at every call.
     @staticmethod
-    def forward(x: Tensor, rows: Rows) -> Tensor:
+    def forward(ctx: Any, x: Tensor, rows: Rows) -> Tensor:
         assert rows.place is not None
+        ctx.rows = rows
         padded = x.new_zeros(math.prod(rows.shape), *x.shape[1:])
         return torch.unflatten(padded.index_copy_(0, rows.place, x), 0, rows.shape)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        ctx.rows = inputs[1]
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Any, ...]:
@@ -176,13 +174,10 @@ class _Pad(torch.autograd.Function):
 
 class _Unpad(torch.autograd.Function):
     @staticmethod
-    def forward(x: Tensor, rows: Rows) -> Tensor:
+    def forward(ctx: Any, x: Tensor, rows: Rows) -> Tensor:
         assert rows.place is not None
+        ctx.rows = rows
         return x.flatten(0, 1).index_select(0, rows.place)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        ctx.rows = inputs[1]
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Any, ...]:

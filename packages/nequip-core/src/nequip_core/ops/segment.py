@@ -8,7 +8,8 @@ permutation), so that every step is repeatable, and derivatives of any order are
 rows: rows ``order[ptr[s]:ptr[s + 1]]`` have index s. ``order=None``: rows are sorted already.
 
 They are operators of torch's dispatcher, ``torch.ops.nequip.gather`` and ``torch.ops.nequip.segment_sum``, so that a
-traced graph holds them as single nodes which still know their derivatives.
+traced graph holds them as single nodes which still know their derivatives. Where nothing is traced they are called
+directly (`nequip_core.ops.direct`).
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+
+from nequip_core.ops.direct import Direct
 
 _LIBRARY = torch.library.Library("nequip", "DEF")  # operators live as long as this object
 _SIGNATURE = "(Tensor x, Tensor index, Tensor ptr, Tensor? order=None) -> Tensor"
@@ -30,7 +33,7 @@ def gather(
     order: Int[Tensor, "rows"] | None = None,
 ) -> Float[Tensor, "rows *rest"]:
     """``x[index]``; its derivative is `segment_sum`."""
-    out: Tensor = torch.ops.nequip.gather.default(x, index, ptr, order)
+    out: Tensor = _GATHER(x, index, ptr, order)
     return out
 
 
@@ -41,7 +44,7 @@ def segment_sum(
     order: Int[Tensor, "rows"] | None = None,
 ) -> Float[Tensor, "segments *rest"]:
     """Sum of the rows of each segment, in the order of the rows; zero where a segment has none."""
-    out: Tensor = torch.ops.nequip.segment_sum.default(x, index, ptr, order)
+    out: Tensor = _SEGMENT_SUM(x, index, ptr, order)
     return out
 
 
@@ -104,3 +107,6 @@ for _name, _compute, _shape, _backward in (
     _LIBRARY.impl(_name, _compute, "CUDA")
     torch.library.register_fake(f"nequip::{_name}", _shape, lib=_LIBRARY)
     torch.library.register_autograd(f"nequip::{_name}", _backward, setup_context=_keep_rows, lib=_LIBRARY)
+
+_GATHER = Direct(torch.ops.nequip.gather.default, take_rows, _keep_rows, _gather_backward)
+_SEGMENT_SUM = Direct(torch.ops.nequip.segment_sum.default, sum_rows, _keep_rows, _sum_backward)

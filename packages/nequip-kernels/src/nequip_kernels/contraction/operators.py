@@ -15,15 +15,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.library import triton_op
 
 from nequip_kernels.contraction import reference
 from nequip_kernels.contraction.kernels import Kernels, kernels_of
 from nequip_kernels.launch import launched, like
+from nequip_kernels.operator import operator
 from nequip_kernels.wanted import wanted
 
 
-@triton_op("nequip_kernels::contract", mutates_args=())
+@operator("nequip_kernels::contract")
 def contract(
     features: Tensor, env_weights: Tensor, harmonics: Tensor, path_weights: Tensor, row_ptr: Tensor, spec: str
 ) -> tuple[Tensor, Tensor]:
@@ -33,7 +33,7 @@ def contract(
     return kernels.forward(*inputs) if launched(features) else reference.forward(kernels.table, *inputs)
 
 
-@triton_op("nequip_kernels::contract_backward", mutates_args=())
+@operator("nequip_kernels::contract_backward")
 def contract_backward(
     features: Tensor,
     env_weights: Tensor,
@@ -50,7 +50,7 @@ def contract_backward(
     return kernels.backward(*inputs) if launched(features) else reference.backward(kernels.table, *inputs)
 
 
-@triton_op("nequip_kernels::contract_double_backward", mutates_args=())
+@operator("nequip_kernels::contract_double_backward")
 def contract_double_backward(
     features: Tensor,
     env_weights: Tensor,
@@ -77,7 +77,7 @@ def contract_double_backward(
     return kernels.double_backward(*inputs) if launched(features) else reference.double_backward(kernels.table, *inputs)
 
 
-@triton_op("nequip_kernels::contract_by_weights", mutates_args=())
+@operator("nequip_kernels::contract_by_weights")
 def contract_by_weights(
     features: Tensor,
     env_weights: Tensor,
@@ -93,7 +93,7 @@ def contract_by_weights(
     return kernels.by_weights(*inputs) if launched(features) else reference.by_weights(kernels.table, *inputs)
 
 
-@triton_op("nequip_kernels::contract_double_by_weights", mutates_args=())
+@operator("nequip_kernels::contract_double_by_weights")
 def contract_double_by_weights(
     features: Tensor,
     env_weights: Tensor,

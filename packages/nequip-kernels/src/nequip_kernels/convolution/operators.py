@@ -12,14 +12,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.library import triton_op
 
 from nequip_kernels.convolution import reference
 from nequip_kernels.convolution.kernels import kernels_of
 from nequip_kernels.launch import launched, like
+from nequip_kernels.operator import operator
 
 
-@triton_op("nequip_kernels::convolve", mutates_args=())
+@operator("nequip_kernels::convolve")
 def convolve(
     h: Tensor,
     harmonics: Tensor,
@@ -35,7 +35,7 @@ def convolve(
     return kernels.forward(*inputs) if launched(h) else reference.forward(kernels.table, *inputs)
 
 
-@triton_op("nequip_kernels::convolve_backward", mutates_args=())
+@operator("nequip_kernels::convolve_backward")
 def convolve_backward(
     h: Tensor,
     harmonics: Tensor,
@@ -53,7 +53,7 @@ def convolve_backward(
     return kernels.backward(*inputs) if launched(h) else reference.backward(kernels.table, *inputs)
 
 
-@triton_op("nequip_kernels::convolve_double_backward", mutates_args=())
+@operator("nequip_kernels::convolve_double_backward")
 def convolve_double_backward(
     h: Tensor,
     harmonics: Tensor,

@@ -14,22 +14,22 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.library import triton_op
 
 from nequip_kernels.launch import launched, like
 from nequip_kernels.mlp import reference
 from nequip_kernels.mlp.kernels import kernels_of
+from nequip_kernels.operator import operator
 from nequip_kernels.wanted import reached
 
 
-@triton_op("nequip_kernels::mlp_pack", mutates_args=())
+@operator("nequip_kernels::mlp_pack")
 def mlp_pack(weights: list[Tensor], spec: str) -> Tensor:
     """The weights as kernels read them; nothing on the CPU. Has no derivative of its own."""
     kernels = kernels_of(spec)
     return kernels.pack(weights) if launched(weights[0]) else weights[0].new_empty(0)
 
 
-@triton_op("nequip_kernels::mlp", mutates_args=())
+@operator("nequip_kernels::mlp")
 def mlp(inputs: list[Tensor], weights: list[Tensor], packed: Tensor, spec: str) -> list[Tensor]:
     """The last layer's result; see nequip_core.ops.contracts."""
     kernels = kernels_of(spec)
@@ -38,7 +38,7 @@ def mlp(inputs: list[Tensor], weights: list[Tensor], packed: Tensor, spec: str) 
     return _copies(reference.forward(kernels.spec, inputs, weights))
 
 
-@triton_op("nequip_kernels::mlp_backward", mutates_args=())
+@operator("nequip_kernels::mlp_backward")
 def mlp_backward(
     inputs: list[Tensor], weights: list[Tensor], packed: Tensor, grads: list[Tensor], spec: str
 ) -> list[Tensor]:
