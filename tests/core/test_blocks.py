@@ -131,11 +131,29 @@ def test_auto_takes_what_memory_lets(case: Case, graph: Graph, watched: Any, cap
     device.free = 200_000  # 0.8 of it are 160 edges
     device.edges.clear()
     assert_same(potential(graph), expected)
+    assert potential.taken is None  # what went through at once is not asked about again, unless it fails
+
+    device.holds = 160
+    assert_same(potential(graph), expected)
     assert potential.taken is not None
+    device.edges.clear()
+    assert_same(potential(graph), expected)
     assert 100 < potential.taken <= 160
     assert max(device.edges) <= 160
     assert sum(device.edges) == edges  # measured once
     assert f"in blocks of at most {potential.taken}" in caplog.text
+
+
+def test_of_several_blocks_none_is_larger_than_is_good(
+    case: Case, graph: Graph, watched: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(blocks, "LARGEST", 100)
+    device = watched(free=200_000)
+    assert_same(Blocks(device, case.info)(graph), case.potential(graph))
+    assert max(device.edges) <= 100
+    enough = Blocks(watched(free=10**9), case.info)
+    assert_same(enough(graph), case.potential(graph))
+    assert enough.taken is None
 
 
 def test_auto_halves_what_does_not_fit(case: Case, graph: Graph, watched: Any) -> None:

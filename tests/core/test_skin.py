@@ -11,6 +11,7 @@ from ase.build import bulk
 
 from nequip_core.errors import InputError
 from nequip_core.graph import Graph, build_graph, collate
+from nequip_core.narrow import Narrowing
 from nequip_core.neighbors import DEVICE, make_vesin
 from nequip_core.plugins.manager import load_registry
 from nequip_core.skin import SkinGraph, serves
@@ -46,6 +47,11 @@ def by_skin(moving: SkinGraph, structures: Sequence[Structure]) -> Graph:
     )
 
 
+def narrow(cutoffs: Floats) -> Callable[[list[torch.Tensor]], list[torch.Tensor]]:
+    function = Narrowing(cutoffs)
+    return lambda tensors: list(function(*tensors))
+
+
 def assert_same(received: Graph, expected: Graph) -> None:
     for name, got, want in zip(Graph._fields, received, expected, strict=True):
         assert got.dtype == want.dtype, name
@@ -62,10 +68,11 @@ def walked(structures: Sequence[Structure], rng: np.random.Generator, step: floa
 
 @pytest.mark.parametrize("cutoffs", [UNIFORM, ASYMMETRIC], ids=["uniform", "asymmetric"])
 @pytest.mark.parametrize("skin", [0.0, 0.6])
-def test_a_walk_of_a_batch(cutoffs: Floats, skin: float) -> None:
+@pytest.mark.parametrize("compiled", [False, True])  # or the function that is, which is the same eager
+def test_a_walk_of_a_batch(cutoffs: Floats, skin: float, compiled: bool) -> None:
     rng = np.random.default_rng(5)
     structures = [*systems.systems().values(), systems.structure([], np.zeros((0, 3))), systems.molecule()]
-    moving = SkinGraph(LIST, cutoffs, skin, CPU)
+    moving = SkinGraph(LIST, cutoffs, skin, CPU, narrow(cutoffs) if compiled else None)
     for _ in range(15):
         structures = walked(structures, rng, 0.06)
         assert_same(by_skin(moving, structures), by_library(structures, cutoffs))
@@ -124,8 +131,9 @@ def test_without_atoms() -> None:
         assert_same(by_skin(moving, [nothing, nothing]), by_library([nothing, nothing], UNIFORM))
 
 
-def test_what_is_not_finite() -> None:
-    moving = SkinGraph(LIST, UNIFORM, 1.0, CPU)
+@pytest.mark.parametrize("compiled", [False, True])
+def test_what_is_not_finite(compiled: bool) -> None:
+    moving = SkinGraph(LIST, UNIFORM, 1.0, CPU, narrow(UNIFORM) if compiled else None)
     crystal = systems.crystal()
     by_skin(moving, [crystal])
     positions = crystal.positions.copy()
@@ -138,8 +146,9 @@ def test_what_is_not_finite() -> None:
     assert_same(by_skin(moving, [crystal]), by_library([crystal], UNIFORM))
 
 
-def test_an_overlap_is_named_when_it_comes() -> None:
-    moving = SkinGraph(LIST, UNIFORM, 4.0, CPU)
+@pytest.mark.parametrize("compiled", [False, True])
+def test_an_overlap_is_named_when_it_comes(compiled: bool) -> None:
+    moving = SkinGraph(LIST, UNIFORM, 4.0, CPU, narrow(UNIFORM) if compiled else None)
     molecule = systems.molecule()
     by_skin(moving, [systems.crystal(), molecule])
     positions = molecule.positions.copy()

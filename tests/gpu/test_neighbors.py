@@ -61,6 +61,7 @@ def test_memory_decides_about_blocks(case: Case, monkeypatch: pytest.MonkeyPatch
     assert potential.taken is None
     monkeypatch.setattr(blocks, "PROBE", 1000)
     monkeypatch.setattr(blocks, "_free_memory", lambda _: 1_000_000)
+    potential = Blocks(potential.potential, case.info)  # what fitted once is not asked about again
     divided = potential(graph, atomic_virial=True)
     assert potential.taken is not None
     for here, there in zip(whole, divided, strict=True):

@@ -260,6 +260,7 @@ def test_memory_decides_about_blocks(models: dict[str, Model], monkeypatch: pyte
     potential = list(evaluate._EVALUATORS.values())[-1].potential
     assert potential.taken is None
     monkeypatch.setattr(blocks, "PROBE", 200)
+    monkeypatch.setattr(potential, "_whole", 200)  # what fitted once is not asked about again
     monkeypatch.setattr(blocks, "_free_memory", lambda _: 300_000)
     context.setPositions(atoms.positions / 10)  # so that it is computed again
     energy, forces = support.energy_forces(context)

@@ -27,6 +27,9 @@ BlockEdges = int | Literal["auto"] | None
 PROBE = 1 << 18
 """Edges whose memory is measured. A graph with fewer is never divided by "auto"."""
 
+LARGEST = 1 << 22
+"""Edges in a block where there must be several: more are no faster, and leave torch no memory to take pieces from."""
+
 SHARE = 0.8
 """Of the free memory is for a block; the rest is for what does not grow with its edges, and for fragmentation."""
 
@@ -77,6 +80,7 @@ class Blocks:
         self.block_edges = block_edges
         self.taken: int | None = None
         self._bytes_per_edge: float | None = None
+        self._whole = PROBE  # edges that went through at once: asking for the free memory takes as long as 20 launches
 
     def __call__(self, graph: Graph, *, atomic_virial: bool = False) -> Prediction:
         """What the potential computes, but for the order of sums.
@@ -91,11 +95,15 @@ class Blocks:
         if edges <= most:
             self._take(None, edges)
             try:
-                return self.potential(graph, atomic_virial=atomic_virial)
+                prediction = self.potential(graph, atomic_virial=atomic_virial)
             except torch.OutOfMemoryError:
                 if self.block_edges != "auto":
                     raise
+                self._whole = PROBE
                 most = edges // 2
+            else:
+                self._whole = max(self._whole, edges)
+                return prediction
         return self._divided(graph, most, atomic_virial)
 
     def _most_edges(self, graph: Graph, atomic_virial: bool) -> int | None:
@@ -105,14 +113,16 @@ class Blocks:
         device = graph.positions.device
         if device.type not in MEASURED or not self.info.strictly_local:
             return None
-        if graph.edge_shift.shape[0] <= PROBE:
-            return PROBE
+        edges = graph.edge_shift.shape[0]
+        if edges <= self._whole:
+            return self._whole
         if self._bytes_per_edge is None:
             part = block(graph, 0, _end(graph.row_ptr.cpu(), 0, PROBE)).graph
             for _ in range(2):  # the first time memory is taken for other things too
                 used = _peak_memory(lambda: self.potential(part, atomic_virial=atomic_virial), device)
             self._bytes_per_edge = used / part.edge_shift.shape[0]
-        return max(1, int(SHARE * _free_memory(device) / self._bytes_per_edge))
+        fit = max(1, int(SHARE * _free_memory(device) / self._bytes_per_edge))
+        return fit if edges <= fit else min(fit, LARGEST)
 
     def _divided(self, graph: Graph, most: int, atomic_virial: bool) -> Prediction:
         row_ptr = graph.row_ptr.cpu()

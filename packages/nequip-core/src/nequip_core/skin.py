@@ -7,7 +7,7 @@ skin. One read-back a step says whether one has, how many edges there are, and h
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from nequip_core.errors import InputError
 from nequip_core.graph import OVERLAP, Graph, edge_vectors, filter_edges, overlap
+from nequip_core.narrow import Narrow, graph_of, wide_of
 from nequip_core.neighbors import DeviceNeighborList
 from nequip_core.neighbors.device import times
 from nequip_core.plugins.records import NeighborListEntry
@@ -38,10 +39,16 @@ class SkinGraph:
         pair_cutoffs: [types, types], Å, [type of centre, type of neighbour].
         skin: Å, 0 or more; no effect on results.
         device: of the graph.
+        narrow: `nequip_core.narrow.Narrowing` for these cut-offs, compiled for the device; None: torch's operators.
     """
 
     def __init__(
-        self, neighbor_list: NeighborListEntry, pair_cutoffs: Floats, skin: float, device: torch.device
+        self,
+        neighbor_list: NeighborListEntry,
+        pair_cutoffs: Floats,
+        skin: float,
+        device: torch.device,
+        narrow: Callable[[list[Tensor]], list[Tensor]] | None = None,
     ) -> None:
         if skin < 0:
             raise InputError(f"skin must be 0 Å or more, received {skin}.")
@@ -57,6 +64,8 @@ class SkinGraph:
         self._pair_cutoffs = pair_cutoffs
         self._list: DeviceNeighborList = neighbor_list.make.load()(float(pair_cutoffs.max()), skin)
         self._listed: _Listed | None = None
+        self._narrow = narrow
+        self._reach = torch.full((1,), 0.5 * skin, dtype=torch.float64, device=device)
 
     def __call__(self, positions: Floats | Tensor, types: Ints, cell: Floats, pbc: Bools) -> Graph:
         """The graph of one system: [N, 3] Å, [N], [3, 3] Å, [3]; see `batch`."""
@@ -129,6 +138,14 @@ class SkinGraph:
         wide = listed.wide._replace(positions=x)
         if len(x) == 0:
             return wide
+        if self._narrow is not None and len(wide.edge_shift):
+            found = Narrow(*self._narrow([*wide_of(wide, listed.wide.positions, self._reach)]))
+            near, edges, overlaps = found.seen.tolist()
+            if near < len(x):
+                return None
+            if overlaps:
+                raise _overlap(wide, edge_vectors(wide).norm(dim=1), sources)
+            return graph_of(wide, found, edges)
         distance = edge_vectors(wide).norm(dim=1)
         kept = distance < listed.cutoffs
         moved = (x - listed.wide.positions).square().sum(1).amax()

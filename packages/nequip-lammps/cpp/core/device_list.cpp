@@ -49,7 +49,8 @@ at::Tensor counted(const at::Tensor &mask) { return at::constant_pad_nd(mask.cum
 
 }  // namespace
 
-DeviceList::DeviceList(Cutoffs cutoffs, at::Device device) : cutoffs_(std::move(cutoffs)), device_(device) {
+DeviceList::DeviceList(Cutoffs cutoffs, at::Device device, Narrow narrow)
+    : cutoffs_(std::move(cutoffs)), device_(device), narrow_(std::move(narrow)) {
   if (cutoffs_.uniform()) return;
   auto pair = at::from_blob(cutoffs_.pair.data(), {(int64_t) cutoffs_.pair.size()}, at::TensorOptions(at::kDouble));
   pair2_ = pair.square().to(device_);
@@ -108,6 +109,11 @@ void DeviceList::build(const ListRequest &request) {
     list_layers(request, mine, width * width);
   }
   atom_ = cell_ = sorted_cell_ = dims_ = at::Tensor();
+  if (!narrow_) return;
+  int64_t largest = 0;
+  for (const Block &block : blocks_) largest = std::max(largest, block.edge_index.size(1));
+  no_shift_ = at::zeros({largest, 3}, positions_.options());
+  no_reach_ = at::zeros({1}, positions_.options());
 }
 
 // Message passing: the neighbourhoods of the own atoms, then of the ghosts that these hear, and so on.
@@ -184,6 +190,8 @@ void DeviceList::make_block(const at::Tensor &centers, const at::Tensor &pairs, 
   block.local = center.index_select(0, block.nodes).logical_and_(block.nodes < local);
   block.edge_index = node.index_select(0, pairs.flatten()).view({2, -1}).contiguous();
   const int64_t nodes = block.nodes.size(0);
+  block.structure = at::zeros({nodes}, types_.options());
+  block.structure_ptr = at::tensor({(int64_t) 0, nodes}, at::TensorOptions(at::kLong)).to(device_);
   block.row_ptr = pointers(block.edge_index[0], nodes);
   at::Tensor sorted;
   std::tie(sorted, block.by_neighbor) = block.edge_index[1].sort(/*stable=*/true, 0, false);
@@ -192,11 +200,11 @@ void DeviceList::make_block(const at::Tensor &centers, const at::Tensor &pairs, 
   blocks_.push_back(std::move(block));
 }
 
-// Order, pointers and permutation of the kept edges follow from how many are kept before each.
 Inputs DeviceList::inputs(int64_t which) {
   const Block &block = blocks_[which];
-  const int64_t nodes = block.nodes.size(0);
   auto positions = positions_.index_select(0, block.nodes);
+  if (narrow_ && block.edge_index.size(1) > 0) return narrowed(block, positions);
+  // Order, pointers and permutation of the kept edges follow from how many are kept before each.
   auto to = block.image.defined() ? positions_.index_select(0, block.image)
                                   : positions.index_select(0, block.edge_index[1]);
   auto r2 = (to - positions.index_select(0, block.edge_index[0])).square_().sum(1);
@@ -204,7 +212,6 @@ Inputs DeviceList::inputs(int64_t which) {
   auto rows = keep.nonzero().squeeze(1);
   auto keep_by_neighbor = keep.index_select(0, block.by_neighbor);
   auto before = counted(keep);
-  auto integers = block.nodes.options();
   auto edge_index = block.edge_index.index_select(1, rows);
   auto shift = block.image.defined() ? to.index_select(0, rows) - positions.index_select(0, edge_index[1])
                                      : at::zeros({rows.size(0), 3}, positions.options());
@@ -213,11 +220,33 @@ Inputs DeviceList::inputs(int64_t which) {
       block.types,
       edge_index,
       shift,
-      at::zeros({nodes}, integers),
-      at::tensor({(int64_t) 0, nodes}, at::TensorOptions(at::kLong)).to(device_),
+      block.structure,
+      block.structure_ptr,
       before.index_select(0, block.row_ptr),
       before.index_select(0, block.by_neighbor.masked_select(keep_by_neighbor)),
       counted(keep_by_neighbor).index_select(0, block.neighbor_ptr),
+      block.local,
+  };
+}
+
+// LAMMPS says when atoms have moved too far, so that they are within reach of where they are.
+Inputs DeviceList::narrowed(const Block &block, const at::Tensor &positions) {
+  auto shift = no_shift_.slice(0, 0, block.edge_index.size(1));
+  if (block.image.defined())
+    shift = positions_.index_select(0, block.image) - positions.index_select(0, block.edge_index[1]);
+  const auto found = narrow_({positions, positions, no_reach_, block.types, block.edge_index, shift, block.row_ptr,
+                              block.by_neighbor, block.neighbor_ptr});
+  const int64_t edges = found[0].cpu().const_data_ptr<int64_t>()[1];
+  return Inputs{
+      positions,
+      block.types,
+      found[1].slice(0, 0, 2 * edges).view({2, edges}),
+      found[2].slice(0, 0, edges),
+      block.structure,
+      block.structure_ptr,
+      found[3],
+      found[4].slice(0, 0, edges),
+      found[5],
       block.local,
   };
 }

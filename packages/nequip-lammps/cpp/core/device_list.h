@@ -4,9 +4,12 @@
 
 namespace nequip {
 
+// The function `narrow` of a compiled file, see nequip_core.narrow: the edges within the cut-offs in a dozen launches.
+using Narrow = std::function<std::vector<at::Tensor>(const std::vector<at::Tensor> &)>;
+
 class DeviceList : public NeighborList {
  public:
-  DeviceList(Cutoffs cutoffs, at::Device device);
+  DeviceList(Cutoffs cutoffs, at::Device device, Narrow narrow);  // empty: torch's operators take its place
 
   void build(const ListRequest &) override;
   void retype(const Atoms &) override;
@@ -18,7 +21,8 @@ class DeviceList : public NeighborList {
 
  private:
   struct Block {
-    at::Tensor nodes, local, types;                       // [nodes]
+    at::Tensor nodes, local, types, structure;            // [nodes]
+    at::Tensor structure_ptr;                             // [2]
     at::Tensor edge_index;                                // [2, edges], of nodes, sorted by (centre, neighbour)
     at::Tensor by_neighbor, row_ptr, neighbor_ptr;
     at::Tensor image;                                     // [edges] the neighbour's image, an atom; undefined: its node
@@ -30,9 +34,12 @@ class DeviceList : public NeighborList {
   void list_layers(const ListRequest &, const at::Tensor &mine, double width2);
   void make_block(const at::Tensor &centers, const at::Tensor &pairs, const at::Tensor &image, int64_t local);
   void set_types(Block &);
+  Inputs narrowed(const Block &, const at::Tensor &positions);
 
   Cutoffs cutoffs_;
   at::Device device_;
+  Narrow narrow_;
+  at::Tensor no_shift_, no_reach_;   // zeros: [edges of the largest block, 3], [1]
   at::Tensor pair2_;                 // [types * types] squared cut-offs; undefined: all alike
   at::Tensor positions_, types_;     // [all, 3], [all]
   std::vector<Block> blocks_;

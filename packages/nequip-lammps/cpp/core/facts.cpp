@@ -107,6 +107,7 @@ Facts read_facts(const std::string &file) {
     facts.device = about["device"].text;
     facts.capability = about["capability"].text;
     facts.cuda = about["cuda"].text;
+    facts.narrows = about["narrows"].truth;
     facts.dtype = about["dtype"].text;
     facts.hash = about["model_hash"].text;
     for (const Json &item : about["outputs"].items) {

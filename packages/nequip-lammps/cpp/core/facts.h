@@ -22,6 +22,7 @@ struct Facts {
   double ghost_distance = 0;
   std::string device, dtype, hash;
   std::string capability, cuda;  // of the GPUs and of the CUDA that it is for; empty on the CPU
+  bool narrows = false;          // whether the file also holds the function that keeps the edges within the cut-offs
   std::vector<Output> outputs;
 
   int64_t output(const std::string &name) const;  // its place, or -1

@@ -29,6 +29,8 @@ constexpr int64_t cpu_block = 1024;
 constexpr int64_t first_block = 4096;
 constexpr int64_t least_block = 64;
 constexpr double part_of_memory = 0.6;
+// Where there must be several blocks: more edges at once are no faster, and leave torch no memory to take pieces from.
+constexpr double largest_block = 1 << 22;
 
 double now() {
   using namespace std::chrono;
@@ -94,10 +96,13 @@ Model::Model(const nequip_options &options) : facts_(read_facts(options.file)) {
   threads_ = std::max<int>(options.threads, 1);
   choose_ = halve_ = options.block == 0 && facts_.layers == 0;
   block_ = options.block > 0 ? options.block : device_.is_cpu() ? cpu_block : first_block;
+  const auto load = [&](const char *name) {
+    return std::make_unique<torch::inductor::AOTIModelPackageLoader>(
+        options.file, name, /*run_single_threaded=*/false, /*num_runners=*/1, device_.is_cpu() ? -1 : device_.index());
+  };
   try {
-    loader_ = std::make_unique<torch::inductor::AOTIModelPackageLoader>(
-        options.file, "model", /*run_single_threaded=*/false, /*num_runners=*/1,
-        device_.is_cpu() ? -1 : device_.index());
+    loader_ = load("model");
+    if (facts_.narrows) narrow_ = load("narrow");
   } catch (const std::exception &error) {
     throw std::runtime_error(std::string(options.file) + " can not be loaded: " + error.what());
   }
@@ -141,7 +146,7 @@ void Model::list(const nequip_step &step) {
   const bool host = outside || some || (device_.is_cpu() && !(forced && std::string(forced) == "tensors"));
   if (!list_ || host != host_list_) {
     if (host) list_ = std::make_unique<HostList>(facts_.cutoffs);
-    else list_ = std::make_unique<DeviceList>(facts_.cutoffs, device_);
+    else list_ = std::make_unique<DeviceList>(facts_.cutoffs, device_, narrow());
     host_list_ = host;
   }
   const OutsideList others{step.lists, step.list_atom, step.list_count, step.list_neighbors, step.mask};
@@ -153,6 +158,11 @@ void Model::list(const nequip_step &step) {
   stale_ = false;
   ++times_.builds;
   times_.list += now() - start;
+}
+
+Narrow Model::narrow() {
+  if (!narrow_) return {};
+  return [this](const std::vector<at::Tensor> &tensors) { return narrow_->run(tensors); };
 }
 
 std::vector<at::Tensor> Model::run(const Inputs &inputs) {
@@ -318,7 +328,9 @@ void Model::keep_outputs(int64_t block, const Inputs &inputs, const std::vector<
 void Model::choose_block(const nequip_step &step) {
   choose_ = false;
   const double taken = gpu::peak_memory(device_.index()) / double(block_);
-  const double fits = part_of_memory * gpu::free_memory(device_.index()) / std::max(taken, 1.0);
+  double fits = part_of_memory * gpu::free_memory(device_.index()) / std::max(taken, 1.0);
+  if (fits < double(step.local))
+    fits = std::min(fits, largest_block * double(step.centers) / std::max(double(step.edges), 1.0));
   // Equal blocks.
   const double blocks = std::max(1.0, std::ceil(double(step.local) / fits));
   block_ = std::max<int64_t>(first_block / 4, (int64_t) std::ceil(1.1 * double(step.local) / blocks));

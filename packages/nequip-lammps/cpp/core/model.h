@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "device_list.h"
 #include "facts.h"
 #include "graph.h"
 #include "nequip_core.h"
@@ -36,6 +37,7 @@ class Model {
   void evaluate(nequip_step &);
   void evaluate_in_memory(nequip_step &);
   std::vector<at::Tensor> run(const Inputs &);
+  Narrow narrow();
   void keep_outputs(int64_t block, const Inputs &, const std::vector<at::Tensor> &outputs);
   void choose_block(const nequip_step &);
 
@@ -49,7 +51,7 @@ class Model {
   bool choose_ = false;     // block_ is to be chosen after the next evaluation
   bool halve_ = false;      // block_ is ours to choose
   bool stale_ = true;       // the list must be made before it is used
-  std::unique_ptr<torch::inductor::AOTIModelPackageLoader> loader_;
+  std::unique_ptr<torch::inductor::AOTIModelPackageLoader> loader_, narrow_;  // the second in files for GPUs
   std::unique_ptr<NeighborList> list_;
   bool host_list_ = true;
   std::map<std::string, Kept> kept_;

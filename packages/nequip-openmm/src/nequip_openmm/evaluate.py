@@ -52,7 +52,7 @@ def moving_graph(model: LoadedModel, types: Tensor, skin: float, name: str | Non
         return np.zeros((3, 3)) if cell is None else cell.numpy(), np.full(3, cell is not None)
 
     if serves(entry, model.device):
-        on_device = SkinGraph(entry, cutoffs, skin, model.device)
+        on_device = SkinGraph(entry, cutoffs, skin, model.device, model.narrow)
         return lambda positions, cell: on_device(positions, of_atoms, *pbc_of(cell))
     listed = MovingGraph(SkinNeighborList(entry.make.load(), model.info.cutoff, skin), cutoffs, model.device)
     return lambda positions, cell: listed(positions.cpu().numpy(), of_atoms, *pbc_of(cell))

@@ -164,7 +164,7 @@ class NequIPCalculator(Calculator):
         info, device = self.loaded.info, self.loaded.device
         cutoffs = np.array(info.pair_cutoffs)
         if serves(self.neighbor_list, device):
-            return SkinGraph(self.neighbor_list, cutoffs, self.skin, device)
+            return SkinGraph(self.neighbor_list, cutoffs, self.skin, device, self.loaded.narrow)
         return MovingGraph(SkinNeighborList(self.neighbor_list.make.load(), info.cutoff, self.skin), cutoffs, device)
 
 

@@ -64,7 +64,7 @@ class NequIPModel(ModelInterface):  # type: ignore[misc]  # torch-sim 0.3 has no
         self.loaded = loaded
         self.potential = Blocks(loaded.potential, loaded.info, block_edges)
         entry = find(load_registry().neighbor_lists, DEVICE, "neighbour list")
-        self._graph = SkinGraph(entry, np.array(loaded.info.pair_cutoffs), skin, loaded.device)
+        self._graph = SkinGraph(entry, np.array(loaded.info.pair_cutoffs), skin, loaded.device, loaded.narrow)
         self._type_of_number = type_table(loaded.type_map, dict(types or {}))
         self._systems: tuple[Tensor, Tensor, Ints, Ints] | None = None
 

@@ -2,7 +2,8 @@
 
     trace (nequip_core.tracing) -> torch.export -> AOTInductor -> one file -> compared with eager
 
-The graph holds torch's own operators only, and any number of structures, atoms and edges, none included.
+The graph holds torch's own operators only, and any number of structures, atoms and edges, none included. A file for
+CUDA also holds `nequip_core.narrow`, compiled for the model's cut-offs.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
 import torch
 import torch._inductor.config as inductor_config
 from torch import Tensor
@@ -29,6 +31,8 @@ from nequip_core.export.artifact import LoadedModel
 from nequip_core.export.bind import bind
 from nequip_core.export.compiled import (
     KEY,
+    MODEL,
+    NARROW,
     CompiledPotential,
     Metadata,
     capability_of,
@@ -37,7 +41,9 @@ from nequip_core.export.compiled import (
 )
 from nequip_core.export.target import OUTPUTS, inputs_of, outputs_of
 from nequip_core.files import atomic_write
-from nequip_core.graph import Graph, to
+from nequip_core.graph import Graph, edge_vectors, filter_edges, to
+from nequip_core.models.base import ModelInfo
+from nequip_core.narrow import Narrow, Narrowing, Wide, graph_of, wide_of
 from nequip_core.ops.segment import sum_bags, take_rows
 from nequip_core.plugins.manager import Registry
 from nequip_core.plugins.records import TargetEntry
@@ -54,6 +60,9 @@ SMALLEST = Sizes(2, 2, 2)
 
 LARGEST = 2**31 - 1
 """Of each size. Without a bound Inductor takes 32-bit indices where the example's suffice, and products overflow."""
+
+LISTED = Sizes(1, 10_007, 1_000_003)
+"""Of the example of a wide graph: Inductor divides sums as suits it."""
 
 COMPARED = (
     Sizes(1, 1, 0),
@@ -134,14 +143,22 @@ def compile_model(
     say("Compiling with Inductor: a minute or two ...")
     start = time.perf_counter()
     with TemporaryDirectory() as folder:
-        made, whole = Path(folder) / "made.pt2", Path(folder) / "whole.pt2"
-        options["aot_inductor.metadata"] = {KEY: metadata.to_json()}
-        with _without_torchs_warnings():
-            torch._inductor.aoti_compile_and_package(program, package_path=str(made), inductor_configs=options)
-        without_executable_stack(made, whole)
+        whole = Path(folder) / "whole.pt2"
+        programs = {MODEL: program}
+        if metadata.narrows:
+            programs[NARROW] = narrow_program(model.info, model.device)
+        parts = {}
+        for name, part in programs.items():
+            parts[name] = Path(folder) / name / "made.pt2"
+            parts[name].parent.mkdir()
+            options["aot_inductor.metadata"] = {KEY: metadata.to_json()} if name == MODEL else {}
+            with _without_torchs_warnings():
+                torch._inductor.aoti_compile_and_package(part, package_path=str(parts[name]), inductor_configs=options)
+        join(parts, whole)
         inductor_s = time.perf_counter() - start
         tolerance = TOLERANCE[metadata.dtype]
-        deviation = compare(CompiledPotential(whole, metadata, model.device), potential, metadata)
+        compiled = CompiledPotential(whole, metadata, model.device)
+        deviation = compare(compiled, potential, metadata)
         say(
             "Compiled and eager differ by "
             + ", ".join(f"{name} {value:.1e}" for name, value in deviation.items())
@@ -153,6 +170,11 @@ def compile_model(
                 f"The compiled model is not the eager one: {wrong} of the largest number, allowed are {tolerance}. "
                 f"{path} was not written. This is our fault: please report it, with the torch version "
                 f"{torch.__version__}."
+            )
+        if compiled.narrow is not None and not narrows_as_eager(compiled.narrow, model.info, model.device):
+            raise CheckError(
+                f"The compiled list of edges within the cut-offs is not the eager one. {path} was not written. This is "
+                f"our fault: please report it, with the torch version {torch.__version__}."
             )
         with atomic_write(path, "wb") as file:
             file.write(whole.read_bytes())
@@ -229,14 +251,53 @@ def compare(compiled: CompiledPotential, potential: Potential, metadata: Metadat
     return {name: difference[name] / largest[name] if largest[name] else difference[name] for name in names}
 
 
-def without_executable_stack(source: Path, out: Path) -> None:
-    """Copy a package and clear the flag by which its libraries ask for an executable stack (torch 2.13).
+def narrow_program(info: ModelInfo, device: torch.device) -> ExportedProgram:
+    """The exported program of `nequip_core.narrow.Narrowing`, for the cut-offs of a model."""
+    graph = to(sample_graph(info, LISTED), device)
+    reach = torch.zeros(1, dtype=torch.float64, device=device)
+    return torch.export.export(
+        Narrowing(np.array(info.pair_cutoffs)).to(device),
+        tuple(wide_of(graph, graph.positions.clone(), reach)),
+        dynamic_shapes=_dynamic_shapes(axes(Wide)),
+        strict=False,
+    )
 
-    They do not need it, and glibc 2.41 and later refuse to load such a library.
+
+def narrows_as_eager(narrow: Callable[[list[Tensor]], list[Tensor]], info: ModelInfo, device: torch.device) -> bool:
+    """Whether the compiled function gives the graph that eager operators give, number by number."""
+    cutoffs = torch.tensor(info.pair_cutoffs, dtype=torch.float64, device=device)
+    reach = torch.full((1,), 0.5, dtype=torch.float64, device=device)
+    for seed, sizes in enumerate((Sizes(1, 1, 1), Sizes(1, 24, 530), Sizes(3, 97, 1009), Sizes(2, 1009, 70_001))):
+        graph = to(sample_graph(info, sizes, seed), device)
+        wide = graph._replace(positions=1.3 * graph.positions, edge_shift=1.3 * graph.edge_shift)
+        kept = edge_vectors(wide).norm(dim=1) < cutoffs[tuple(wide.types[wide.edge_index])]
+        expected = filter_edges(wide, kept)
+        listed = wide.positions.clone()
+        listed[0] += 1.0
+        found = Narrow(*narrow([tensor.contiguous() for tensor in wide_of(wide, listed, reach)]))
+        near, edges, overlaps = found.seen.tolist()
+        graphs = zip(graph_of(wide, found, edges), expected, strict=True)
+        if (near, edges, overlaps) != (sizes.atoms - 1, int(kept.sum()), 0) or not all(
+            torch.equal(ours, theirs) for ours, theirs in graphs
+        ):
+            return False
+    return True
+
+
+def join(parts: Mapping[str, Path], out: Path) -> None:
+    """One package of several, in which the model of each has its name; their libraries ask for no executable stack.
+
+    Torch 2.13 sets that flag. They do not need it, and glibc 2.41 and later refuse to load such a library.
     """
-    with zipfile.ZipFile(source) as package, zipfile.ZipFile(out, "w", zipfile.ZIP_STORED) as copy:
-        for member in package.infolist():
-            copy.writestr(zipfile.ZipInfo(member.filename), _plain_stack(package.read(member)))
+    with zipfile.ZipFile(out, "w", zipfile.ZIP_STORED) as whole:
+        there: set[str] = set()
+        for name, path in parts.items():
+            with zipfile.ZipFile(path) as package:
+                for member in package.namelist():
+                    place = member.replace(f"/data/aotinductor/{MODEL}/", f"/data/aotinductor/{name}/")
+                    if place not in there:
+                        whole.writestr(zipfile.ZipInfo(place), _plain_stack(package.read(member)))
+                    there.add(place)
 
 
 def _plain_stack(content: bytes) -> bytes:
@@ -305,6 +366,7 @@ def _metadata(model: LoadedModel, target: TargetEntry, isa: str | None, librarie
         capability=capability_of(model.device) if on_cuda else None,
         torch=torch.__version__,
         cuda=torch.version.cuda if on_cuda else None,
+        narrows=on_cuda,
         kernels=model.kernels,
         kernel_libraries=libraries,
         model_hash=model.hash,

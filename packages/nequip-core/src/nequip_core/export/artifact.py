@@ -10,7 +10,7 @@ from typing import Any, Literal, cast
 import torch
 
 from nequip_core.errors import ArtifactError, ConfigError, InputError
-from nequip_core.export.compiled import CompiledPotential, is_compiled, load_compiled, read_metadata
+from nequip_core.export.compiled import CompiledPotential, Run, is_compiled, load_compiled, read_metadata
 from nequip_core.export.package import Json, Members, Tensors, is_checkpoint, read_package
 from nequip_core.models.base import EnergyModel, ModelConfig, ModelInfo
 from nequip_core.models.build import build_model
@@ -69,6 +69,11 @@ class LoadedModel:
     n_parameters: int
     atomic_energies: Mapping[str, float]
     energy_scale: Mapping[str, float]
+
+    @property
+    def narrow(self) -> Run | None:
+        """For `nequip_core.skin.SkinGraph`: what a compiled file for CUDA holds besides the model."""
+        return self.potential.narrow if isinstance(self.potential, CompiledPotential) else None
 
 
 def load_model(

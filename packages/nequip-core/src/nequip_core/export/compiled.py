@@ -38,6 +38,12 @@ KEY = "nequip"
 MODEL = "model"
 """Name of the model in the package."""
 
+NARROW = "narrow"
+"""Name of the function of `nequip_core.narrow` in the package of a file for CUDA."""
+
+Run = Callable[[list[Tensor]], list[Tensor]]
+"""Contiguous input tensors to output tensors."""
+
 CAPABILITIES = ("DEFAULT", "AVX2", "AVX512")
 """Instruction sets of x86-64 as torch names them; each includes the ones before."""
 
@@ -66,6 +72,7 @@ class Metadata:
         capability: of the CUDA device that the code is for, "9.0"; None on the CPU.
         torch: version that the file was made with.
         cuda: version of torch's CUDA; None on the CPU.
+        narrows: whether the file holds `NARROW` too.
         kernels: {operator: {chosen, refused}}.
         kernel_libraries: {distribution: version} that must be there to run.
         model_hash: of the model block and weights, as in the package.
@@ -96,6 +103,7 @@ class Metadata:
     capability: str | None
     torch: str
     cuda: str | None
+    narrows: bool
     kernels: Mapping[str, Any]
     kernel_libraries: Mapping[str, str]
     model_hash: str
@@ -270,13 +278,21 @@ class CompiledPotential:
         self.outputs = [output["name"] for output in metadata.outputs]
 
     @cached_property
-    def run(self) -> Callable[[list[Tensor]], list[Tensor]]:
-        """From the contiguous input tensors to the output tensors, in the order of the metadata."""
+    def run(self) -> Run:
+        """The model, with inputs and outputs in the order of the metadata."""
+        return self._load(MODEL)
+
+    @cached_property
+    def narrow(self) -> Run | None:
+        """From `nequip_core.narrow.Wide` to `nequip_core.narrow.Narrow`, where the file holds it."""
+        return self._load(NARROW) if self.metadata.narrows else None
+
+    def _load(self, name: str) -> Run:
         index = -1 if self.device.type == "cpu" else (self.device.index or 0)
-        loader = torch._C._aoti.AOTIModelPackageLoader(str(self.path), MODEL, False, 1, index)
+        loader = torch._C._aoti.AOTIModelPackageLoader(str(self.path), name, False, 1, index)
         # The loader's temporary folder goes with it, which must be before the interpreter does.
         weakref.finalize(self, vars(self).clear)
-        run: Callable[[list[Tensor]], list[Tensor]] = loader.run
+        run: Run = loader.run
         return run
 
     def __call__(self, graph: Graph, *, atomic_virial: bool = False) -> Prediction:
