@@ -62,8 +62,8 @@ FAULTS = (
     Fault(
         "ghosts' energies are counted",
         "potential.py",
-        "counted = torch.where(graph.local, atomic_energy, 0.0)",
-        "counted = atomic_energy",
+        "counted = graph.local.to(atomic_energy.dtype)",
+        "counted = torch.ones_like(atomic_energy)",
         law("single_energies"),
     ),
     Fault(
@@ -155,8 +155,8 @@ FAULTS = (
     Fault(
         "E0 in float32",
         "models/base.py",
-        "+ types @ self.shift",
-        "+ (types @ self.shift).float()",
+        "+ of_types(self.shift, graph.types)",
+        "+ of_types(self.shift, graph.types).float()",
         law("isolated_atom"),
     ),
     Fault(

@@ -26,6 +26,7 @@ from nequip_core.nn.mlp import MLP, NONLINEARITIES
 from nequip_core.nn.radial import ScaledDistance
 from nequip_core.o3 import SCALAR, Irrep, SphericalHarmonics, couplings
 from nequip_core.ops.contracts import ALLEGRO_CONTRACT, SCALAR_MLP, ContractionSpec
+from nequip_core.ops.kept import Kept
 from nequip_core.ops.segment import segment_sum
 from nequip_core.ops.select import Ops
 
@@ -87,6 +88,7 @@ class Allegro(nn.Module):
         self.register_buffer("norm", per_type(config.avg_num_neighbors, info.types).rsqrt(), persistent=False)
         self.norm: Tensor
         self.one_norm = len(set(self.norm.tolist())) == 1
+        self.norm_of_types, self.opening_weights = Kept(), Kept()
 
         layouts = _layouts(config)
         specs = [
@@ -98,6 +100,7 @@ class Allegro(nn.Module):
             torch.empty(len(spec.paths), channels if spec.coupled else 1).uniform_(-math.sqrt(3), math.sqrt(3))
             for spec in specs
         )
+        self.scaled_paths = [Kept() for _ in specs]
         self.latents = nn.ModuleList(
             MLP(
                 [
@@ -126,17 +129,19 @@ class Allegro(nn.Module):
         distance = edge_vectors.norm(dim=1, keepdim=True)
         harmonics = self.harmonics(edge_vectors / distance).to(dtype)
         pairs = self.two_body(graph, self.distance(graph, distance))
-        norm = self.norm.to(dtype).index_select(0, graph.types).unsqueeze(1)
+        norms: Tensor = self.norm_of_types(lambda norm: norm.to(dtype), self.norm)
+        norm = norms.index_select(0, graph.types).unsqueeze(1)
         # The contraction is linear in the environment and in the path weights. One norm for all atoms belongs to those,
         # which are few; one for each type to the environment weights of each edge.
-        of_paths = self.norm[0].to(dtype) if self.one_norm else None
-        of_edges = norm[centre] if of_paths is None else None
+        of_edges = None if self.one_norm else norm[centre]
 
         tensors, scalars, weights = self._open(pairs)
         tensors, track = self._by_degree(tensors), [scalars]
-        for contract, path_weights, network in zip(self.contractions, self.path_weights, self.latents, strict=True):
+        for contract, path_weights, scaled, network in zip(
+            self.contractions, self.path_weights, self.scaled_paths, self.latents, strict=True
+        ):
             environment = self._by_degree(weights if of_edges is None else of_edges * weights)
-            paths = path_weights if of_paths is None else of_paths * path_weights
+            paths = scaled(_first_times, norms, path_weights) if self.one_norm else path_weights
             tensors, _ = contract(tensors, environment, harmonics, paths, graph)
             # Even scalars come first. Where there is nothing else, a view has a gradient without zeros to fill up.
             latent = network(*track, tensors.flatten(1) if tensors.shape[1] == 1 else tensors[:, 0])
@@ -152,11 +157,15 @@ class Allegro(nn.Module):
         if self.training:
             scalars = self.two_body_mlp(pairs)
             return self.tensor_weights(scalars), *self.first(scalars)
-        *hidden, last = self.two_body_mlp.weights
-        both = torch.cat([self.tensor_weights.weights[0], self.first.weights[0]], dim=1)
-        (alpha,) = self.first.spec.alphas
-        opened: Sequence[Tensor] = self.opening([pairs], [*hidden, last @ (alpha * both)])
+        weights = *self.two_body_mlp.weights, self.tensor_weights.weights[0], self.first.weights[0]
+        opened: Sequence[Tensor] = self.opening([pairs], self.opening_weights(self._join, *weights))
         return opened
+
+    def _join(self, *weights: Tensor) -> list[Tensor]:
+        """The last three matrices as one."""
+        *hidden, last, of_tensors, first = weights
+        (alpha,) = self.first.spec.alphas
+        return [*hidden, last @ (alpha * torch.cat([of_tensors, first], dim=1))]
 
     def _by_degree(self, weights: Float[Tensor, "edges weights"]) -> Float[Tensor, "edges degrees channels"]:
         return torch.unflatten(weights, 1, (-1, self.channels))
@@ -180,6 +189,10 @@ def build(config: AllegroConfig, info: ModelInfo, ops: Ops) -> Allegro:
     if config.two_body == "bessel" and config.two_body_dim < 2:
         raise ConfigError("model.two_body_dim must be at least 2 with bessel: half of it is for either atom's type.")
     return Allegro(config, info, ops)
+
+
+def _first_times(norms: Tensor, path_weights: Tensor) -> Tensor:
+    return norms[0] * path_weights
 
 
 def _or_common(nonlinearity: str, config: AllegroConfig) -> str:

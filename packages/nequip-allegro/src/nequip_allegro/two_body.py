@@ -12,6 +12,7 @@ from nequip_core.graph import Graph
 from nequip_core.nn.embedding import one_hot
 from nequip_core.nn.mlp import MLP
 from nequip_core.nn.radial import BesselBasis
+from nequip_core.ops.kept import Kept, weights_are_constant
 
 
 class BesselEmbedding(nn.Module):
@@ -24,16 +25,28 @@ class BesselEmbedding(nn.Module):
         self.neighbor = nn.Parameter(torch.randn(num_types, dim - dim // 2))
         self.bessels = BesselBasis(num_bessels, p, trainable=train_bessels)
         self.linear = MLP([num_bessels, dim])
+        self.table = Kept()
 
     def forward(self, graph: Graph, x: Float[Tensor, "edges 1"]) -> Float[Tensor, "edges dim"]:
         """In the model's dtype, from the scaled distance x in float64."""
-        dtype = self.centre.dtype
-        types = one_hot(graph.types, self.num_types, dtype)
+        radial: Tensor = self.linear(self.bessels(x).to(self.centre.dtype))
+        return self._of_types(graph) * radial
+
+    def _of_types(self, graph: Graph) -> Float[Tensor, "edges dim"]:
+        """The embeddings of both types of each edge, side by side."""
+        if weights_are_constant():
+            centre, neighbor = graph.types[graph.edge_index].unbind(0)
+            table = self.table(self._of_pairs, self.centre, self.neighbor)
+            return table.index_select(0, torch.add(neighbor, centre, alpha=self.num_types))
+        types = one_hot(graph.types, self.num_types, self.centre.dtype)
         centre, neighbor = graph.edge_index.unbind(0)
         # The table's rows are taken for each edge by a product with one-hot rows: a deterministic gradient.
-        both = torch.cat([types[centre] @ self.centre, types[neighbor] @ self.neighbor], dim=1)
-        radial: Tensor = self.linear(self.bessels(x).to(dtype))
-        return both * radial
+        return torch.cat([types[centre] @ self.centre, types[neighbor] @ self.neighbor], dim=1)
+
+    def _of_pairs(self, centre: Tensor, neighbor: Tensor) -> Float[Tensor, "pairs dim"]:
+        """The same of each ordered pair of types."""
+        count = self.num_types
+        return torch.cat([centre.repeat_interleave(count, dim=0), neighbor.repeat(count, 1)], dim=1)
 
 
 class SplineEmbedding(nn.Module):

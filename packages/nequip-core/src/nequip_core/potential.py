@@ -18,6 +18,8 @@ from torch import Tensor, nn
 
 from nequip_core.graph import Graph, edge_vectors
 from nequip_core.models.base import EnergyModel
+from nequip_core.ops.direct import is_observed
+from nequip_core.ops.kept import constant_weights
 from nequip_core.ops.segment import segment_sum
 
 
@@ -48,11 +50,11 @@ class Potential(nn.Module):
 
     def forward(self, graph: Graph, *, atomic_virial: bool = False) -> Prediction:
         """Energies, forces and virials of a graph; differentiable by the weights in training mode."""
-        with torch.enable_grad():
+        with torch.enable_grad(), constant_weights(not self.training and not is_observed()):
             vectors = edge_vectors(graph).detach().requires_grad_()
             atomic_energy = self.model(graph, vectors)
-            counted = torch.where(graph.local, atomic_energy, 0.0)
-            (gradient,) = torch.autograd.grad(counted.sum(), vectors, create_graph=self.training)
+            counted = graph.local.to(atomic_energy.dtype)
+            (gradient,) = torch.autograd.grad(atomic_energy, vectors, counted, create_graph=self.training)
         if not self.training:
             vectors, atomic_energy = vectors.detach(), atomic_energy.detach()
         return derivatives(graph, vectors, atomic_energy, gradient, atomic_virial=atomic_virial)
@@ -74,13 +76,15 @@ def derivatives(
     by_neighbor = neighbor, graph.neighbor_ptr, graph.by_neighbor
     # One pass over the edges for both.
     pushed, products = segment_sum(torch.cat([gradient, products], dim=1), *by_neighbor).split_with_sizes([3, 9], dim=1)
-    of_atoms = -torch.unflatten(products, 1, (3, 3))
+    counted = torch.where(graph.local, atomic_energy, 0.0).unsqueeze(1)
+    of_structures = segment_sum(torch.cat([counted, products], dim=1), *structure_of)
+    energy, virial = of_structures.split_with_sizes([1, 9], dim=1)
     return Prediction(
-        energy=segment_sum(torch.where(graph.local, atomic_energy, 0.0), *structure_of),
+        energy=energy.squeeze(1),
         atomic_energy=atomic_energy,
         forces=pulled - pushed,
-        virial=segment_sum(of_atoms, *structure_of),
-        atomic_virial=of_atoms if atomic_virial else None,
+        virial=-torch.unflatten(virial, 1, (3, 3)),
+        atomic_virial=-torch.unflatten(products, 1, (3, 3)) if atomic_virial else None,
     )
 
 

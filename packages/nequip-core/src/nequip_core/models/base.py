@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from nequip_core.graph import Graph
 from nequip_core.keys import MISSING, key
-from nequip_core.nn.embedding import one_hot
+from nequip_core.nn.embedding import of_types
 
 __all__ = ["Architecture", "ArchitectureConfig", "EnergyModel", "ModelConfig", "ModelInfo", "key", "per_type"]
 
@@ -124,8 +124,7 @@ class EnergyModel(nn.Module):
     def forward(self, graph: Graph, edge_vectors: Float[Tensor, "edges 3"]) -> Float[Tensor, "atoms"]:
         """Energy of each atom in eV, float64, from edge vectors in Å, float64."""
         energy: Tensor = self.architecture(graph, edge_vectors).double()
-        types = one_hot(graph.types, len(self.info.types), torch.float64)
-        energy = (types @ self.scale) * energy + types @ self.shift
+        energy = of_types(self.scale, graph.types) * energy + of_types(self.shift, graph.types)
         for pair_potential in self.pair_potentials:
             energy = energy + pair_potential(graph, edge_vectors)
         return energy

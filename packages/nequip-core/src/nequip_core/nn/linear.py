@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from nequip_core.o3 import Blocks, Irreps
+from nequip_core.ops.kept import Kept
 
 
 class EquivariantLinear(nn.Module):
@@ -19,13 +20,18 @@ class EquivariantLinear(nn.Module):
         self.weights = nn.ParameterDict(
             {str(irrep): torch.randn(irreps_in.channels[irrep], channels) for irrep, channels in self.irreps_out}
         )
+        self.scaled = Kept()
 
     def forward(self, x: Blocks) -> Blocks:
         """Blocks [rows, components, channels] of ``irreps_in`` to those of ``irreps_out``."""
-        return {
-            irrep: _mixed(x[irrep], self.irreps_in.channels[irrep] ** -0.5 * self.weights[str(irrep)])
-            for irrep, _ in self.irreps_out
-        }
+        weights = self.scaled(self._scale, *self.weights.values())
+        return {irrep: _mixed(x[irrep], weight) for (irrep, _), weight in zip(self.irreps_out, weights, strict=True)}
+
+    def _scale(self, *weights: Tensor) -> list[Tensor]:
+        return [
+            self.irreps_in.channels[irrep] ** -0.5 * weight
+            for (irrep, _), weight in zip(self.irreps_out, weights, strict=True)
+        ]
 
 
 class SelfConnection(nn.Module):
@@ -48,21 +54,30 @@ class SelfConnection(nn.Module):
                 for irrep, channels in self.irreps_out
             }
         )
+        self.scaled = Kept()
 
     def forward(self, x: Blocks, embedding: Float[Tensor, "types dim"], types: Float[Tensor, "atoms types"]) -> Blocks:
         """Blocks [atoms, components, channels] of ``irreps_in`` to those of ``irreps_out``; ``types`` is one-hot."""
         attributes = types if self.by_type else types @ embedding
         out = {}
-        for irrep, _ in self.irreps_out:
-            fan_in = self.irreps_in.channels[irrep] * self.embedding_dim
-            weight = fan_in**-0.5 * self.weights[str(irrep)]
-            if self.by_type:
-                weight = torch.einsum("td,udv->utv", embedding, weight)
+        weights = self.scaled(self._scale, embedding, *self.weights.values())
+        for (irrep, _), weight in zip(self.irreps_out, weights, strict=True):
             block = x[irrep]
             if not (self.by_type and self.num_types == 1):  # whose attribute is 1
                 block = (block.unsqueeze(3) * attributes[:, None, None, :]).flatten(2)
-            out[irrep] = _mixed(block, weight.flatten(0, 1))
+            out[irrep] = _mixed(block, weight)
         return out
+
+    def _scale(self, embedding: Tensor, *weights: Tensor) -> list[Tensor]:
+        """What each irrep's block is multiplied by, [inputs, outputs]."""
+        scaled = []
+        for (irrep, _), weight in zip(self.irreps_out, weights, strict=True):
+            fan_in = self.irreps_in.channels[irrep] * self.embedding_dim
+            matrix = fan_in**-0.5 * weight
+            if self.by_type:
+                matrix = torch.einsum("td,udv->utv", embedding, matrix)
+            scaled.append(matrix.flatten(0, 1))
+        return scaled
 
 
 def _mixed(

@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from nequip_core.graph import Graph
+from nequip_core.ops.kept import Kept
 
 
 def polynomial_envelope(x: Float[Tensor, "edges 1"], p: int) -> Float[Tensor, "edges 1"]:
@@ -50,8 +51,10 @@ class BesselBasis(nn.Module):
             self.frequencies = nn.Parameter(n)
         else:
             self.register_buffer("frequencies", n, persistent=False)
+        self.wave_numbers = Kept()
 
     def forward(self, x: Float[Tensor, "edges 1"]) -> Float[Tensor, "edges num"]:
         """Of the scaled distance x > 0."""
         scale = polynomial_envelope(x, self.p) * (self.factor / math.pi) / x
-        return torch.sin(x * (math.pi * self.frequencies)) * scale
+        wave_numbers = self.wave_numbers(lambda frequencies: math.pi * frequencies, self.frequencies)
+        return torch.sin(x * wave_numbers) * scale

@@ -19,6 +19,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from nequip_core.graph import Graph, longest_row
 from nequip_core.o3 import Irrep
 from nequip_core.ops.contracts import ContractionSpec
+from nequip_core.ops.kept import Kept
 from nequip_core.ops.reference import TwoForms, coupling_table, nonzeros
 from nequip_core.ops.segment import gather, segment_sum
 
@@ -70,6 +71,7 @@ class DenseContraction(nn.Module):
         own = degree_of.unsqueeze(1) == torch.arange(spec.l_max + 1)
         self.register_buffer("own_degree", own.double().unsqueeze(2), persistent=False)
         self.own_degree: Tensor
+        self.weighted = Kept()
 
     def forward(
         self,
@@ -101,13 +103,17 @@ class DenseContraction(nn.Module):
     def _matrices(self, environment: Tensor, path_weights: Tensor) -> Tensor:
         """[atoms, channels, m1, k]: what the environment does to the features."""
         spec = self.spec
-        weighted = torch.unflatten(self.table @ path_weights, 0, (environment.shape[1], -1))
+        weighted = self.weighted(self._weigh, self.table, path_weights)
         if spec.coupled:
             # Batched over channels: [atoms, m2] @ [m2, m1 k].
             matrices = (environment.permute(2, 0, 1) @ weighted.permute(2, 0, 1)).transpose(0, 1)
         else:
             matrices = environment.mT @ weighted.squeeze(2)
         return torch.unflatten(matrices, 2, (spec.dim_in, spec.dim_out))
+
+    def _weigh(self, table: Tensor, path_weights: Tensor) -> Tensor:
+        """[m2, m1 k, channels or 1]: the tables with the weights of their paths."""
+        return torch.unflatten(table @ path_weights, 0, ((self.spec.l_max + 1) ** 2, -1))
 
 
 class Rows:

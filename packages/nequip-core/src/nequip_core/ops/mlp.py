@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from nequip_core.ops.contracts import ScalarMLPSpec
+from nequip_core.ops.kept import Kept
 
 NONLINEARITIES: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": nn.functional.silu,
@@ -35,14 +36,18 @@ class ReferenceMLP(nn.Module):
         super().__init__()
         self.spec = spec
         self.nonlinearity = NONLINEARITIES[spec.nonlinearity]
+        self.scaled = Kept()
 
     def forward(
         self, inputs: Sequence[Float[Tensor, "rows inputs"]], weights: Sequence[Float[Tensor, "fan_in fan_out"]]
     ) -> Sequence[Float[Tensor, "rows outputs"]]:
         """See nequip_core.ops.contracts."""
         x = inputs[0] if len(inputs) == 1 else torch.cat(list(inputs), dim=1)
-        for n, (weight, alpha) in enumerate(zip(weights, self.spec.alphas, strict=True)):
+        for n, scaled in enumerate(self.scaled(self._scale, *weights)):
             if n:
                 x = self.nonlinearity(x)
-            x = x @ (alpha * weight)
+            x = x @ scaled
         return [x] if len(self.spec.outputs) == 1 else x.split_with_sizes(list(self.spec.outputs), dim=1)
+
+    def _scale(self, *weights: Tensor) -> list[Tensor]:
+        return [alpha * weight for weight, alpha in zip(weights, self.spec.alphas, strict=True)]

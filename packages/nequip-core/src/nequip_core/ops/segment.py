@@ -61,6 +61,8 @@ def sum_rows(x: Tensor, index: Tensor, ptr: Tensor, order: Tensor | None = None)
         return x.new_zeros(segments, *x.shape[1:]).index_add(0, index, x)
     if x.shape[0] == 0 or x[:1].numel() == 0:
         return x.new_zeros(segments, *x.shape[1:])
+    if segments == 1:
+        return x.sum(0, keepdim=True)  # of all rows, in an order that their number fixes
     return sum_bags(x, index, ptr, order)
 
 

@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from nequip_core.ops.contracts import ScalarMLPSpec
+from nequip_core.ops.kept import Kept
 from nequip_core.ops.mlp import NONLINEARITIES
 from nequip_kernels import requirements
 from nequip_kernels.blocks import architecture_of
@@ -60,6 +61,7 @@ class KernelMLP(nn.Module):
         self.spec = spec
         self.parts = parts(spec)
         self.texts = [describe(part, architecture_of(device), dtype) for part in self.parts]
+        self.packed = [Kept() for _ in self.parts]
         # The first layer of a network that follows another has the gain of a hidden layer.
         self.gain = 1.0 if spec.nonlinearity == "none" else math.sqrt(2)
 
@@ -79,7 +81,7 @@ class KernelMLP(nn.Module):
             if n:
                 x = [self.gain * NONLINEARITIES[self.spec.nonlinearity](x[0])]
             own, layers = layers[: part.layers], layers[part.layers :]
-            x = mlp(x, own, mlp_pack(own, text), text)
+            x = mlp(x, *self.packed[n](lambda *own, text=text: (list(own), mlp_pack(list(own), text)), *own), text)
         return x
 
     def _check(self, inputs: Sequence[Tensor], weights: Sequence[Tensor]) -> None:
