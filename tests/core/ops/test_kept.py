@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from nequip_core.ops.kept import Kept, constant_weights
+from nequip_core.ops.kept import Kept
+from nequip_core.ops.promises import promised
 from nequip_core.plugins.manager import load_registry
 from nequip_core.testing.checks import make_case
 from nequip_core.testing.systems import crystal
@@ -27,7 +28,7 @@ class Doubled:
         return 2 * weight
 
     def of(self, weight: Tensor) -> Tensor:
-        with constant_weights(True):
+        with promised(constant_weights=True, vectors_once=True):
             return self.kept(self.make, weight)
 
 

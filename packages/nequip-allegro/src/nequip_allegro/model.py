@@ -22,9 +22,10 @@ from nequip_core.errors import ConfigError
 from nequip_core.graph import Graph
 from nequip_core.keys import key
 from nequip_core.models.base import ModelConfig, ModelInfo, per_type
+from nequip_core.nn.directions import Directions
 from nequip_core.nn.mlp import MLP, NONLINEARITIES
 from nequip_core.nn.radial import ScaledDistance
-from nequip_core.o3 import SCALAR, Irrep, SphericalHarmonics, couplings
+from nequip_core.o3 import SCALAR, Irrep, couplings
 from nequip_core.ops.contracts import ALLEGRO_CONTRACT, SCALAR_MLP, ContractionSpec
 from nequip_core.ops.kept import Kept
 from nequip_core.ops.segment import segment_sum
@@ -72,7 +73,7 @@ class Allegro(nn.Module):
         self.channels = channels
         self.degrees = config.l_max + 1 if config.weight_individual_irreps else 1
         self.distance = ScaledDistance(info.pair_cutoffs)
-        self.harmonics = SphericalHarmonics(config.l_max)
+        self.harmonics = Directions(config.l_max)
         self.two_body = _two_body(config, len(info.types))
         self.two_body_mlp = MLP(
             [config.two_body_dim, *config.two_body_mlp, scalars],
@@ -126,8 +127,8 @@ class Allegro(nn.Module):
         """Energy of each atom, dimensionless, from edge vectors in Å; zero for an atom without edges."""
         dtype = self.info.torch_dtype
         centre = graph.edge_index[0]
-        distance = edge_vectors.norm(dim=1, keepdim=True)
-        harmonics = self.harmonics(edge_vectors / distance).to(dtype)
+        distance, harmonics = self.harmonics.of(edge_vectors)
+        harmonics = harmonics.to(dtype)
         pairs = self.two_body(graph, self.distance(graph, distance))
         norms: Tensor = self.norm_of_types(lambda norm: norm.to(dtype), self.norm)
         norm = norms.index_select(0, graph.types).unsqueeze(1)

@@ -12,7 +12,8 @@ from nequip_core.graph import Graph
 from nequip_core.nn.embedding import one_hot
 from nequip_core.nn.mlp import MLP
 from nequip_core.nn.radial import BesselBasis
-from nequip_core.ops.kept import Kept, weights_are_constant
+from nequip_core.ops.kept import Kept
+from nequip_core.ops.promises import weights_are_constant
 
 
 class BesselEmbedding(nn.Module):

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from nequip_core.graph import Graph, edge_vectors
 from nequip_core.models.base import EnergyModel
 from nequip_core.ops.direct import is_observed
-from nequip_core.ops.kept import constant_weights
+from nequip_core.ops.promises import promised
 from nequip_core.ops.segment import segment_sum
 
 
@@ -50,7 +50,8 @@ class Potential(nn.Module):
 
     def forward(self, graph: Graph, *, atomic_virial: bool = False) -> Prediction:
         """Energies, forces and virials of a graph; differentiable by the weights in training mode."""
-        with torch.enable_grad(), constant_weights(not self.training and not is_observed()):
+        alone = not is_observed()
+        with torch.enable_grad(), promised(constant_weights=alone and not self.training, vectors_once=alone):
             vectors = edge_vectors(graph).detach().requires_grad_()
             atomic_energy = self.model(graph, vectors)
             counted = graph.local.to(atomic_energy.dtype)

@@ -30,25 +30,26 @@ def interpreted() -> bool:
 
 def contiguous(*tensors: Tensor) -> tuple[Tensor, ...]:
     """As kernels read them; copies what is not."""
-    return tuple(_in_memory(tensor.contiguous()) for tensor in tensors)
+    return _in_memory([tensor.contiguous() for tensor in tensors])
 
 
 def rows_in_memory(*tensors: Tensor) -> tuple[Tensor, ...]:
     """As kernels read them that know where the next row begins: a part of the columns of another tensor is no copy."""
-    return tuple(
-        _in_memory(tensor if tensor.shape[1] == 1 or tensor.stride(1) == 1 else tensor.contiguous())
-        for tensor in tensors
+    return _in_memory(
+        [tensor if tensor.shape[1] == 1 or tensor.stride(1) == 1 else tensor.contiguous() for tensor in tensors]
     )
 
 
-def _in_memory(tensor: Tensor) -> Tensor:
-    """The same, so that Inductor computes it once.
+def _in_memory(tensors: list[Tensor]) -> tuple[Tensor, ...]:
+    """The same, so that Inductor computes each once.
 
     Where a kernel reads the result of elementwise operations, Inductor writes that result anew for each kernel that
     reads it. The input of a view with given strides it writes once, for all.
     """
-    if not is_observed():
-        return tensor
+    return tuple(map(_with_given_strides, tensors) if is_observed() else tensors)
+
+
+def _with_given_strides(tensor: Tensor) -> Tensor:
     offset = tensor.storage_offset()
     if not isinstance(offset, int) or offset != 0:
         return tensor  # a part of another, which is in memory already

@@ -20,13 +20,15 @@ from torch import Tensor, nn
 from nequip_core.errors import ConfigError
 from nequip_core.graph import Graph
 from nequip_core.models.base import ModelConfig, ModelInfo, key, per_type
-from nequip_core.nn.embedding import one_hot
+from nequip_core.nn.directions import Directions
+from nequip_core.nn.embedding import of_types, one_hot
 from nequip_core.nn.gate import Gate
 from nequip_core.nn.linear import EquivariantLinear, SelfConnection
 from nequip_core.nn.mlp import MLP
 from nequip_core.nn.radial import BesselBasis, ScaledDistance
-from nequip_core.o3 import SCALAR, Blocks, Irrep, Irreps, SphericalHarmonics, couplings
+from nequip_core.o3 import SCALAR, Blocks, Irrep, Irreps, couplings
 from nequip_core.ops.contracts import NEQUIP_CONVOLUTION, ConvolutionSpec
+from nequip_core.ops.kept import Kept
 from nequip_core.ops.select import Exchange, Ops, identity
 
 
@@ -137,7 +139,7 @@ class NequIP(nn.Module):
         num_types, embedding_dim = len(info.types), before_and_after[0].dim
         self.embedding = nn.Parameter(torch.randn(num_types, embedding_dim))
         self.distance = ScaledDistance(info.pair_cutoffs)
-        self.harmonics = SphericalHarmonics(config.l_max)
+        self.harmonics = Directions(config.l_max)
         self.bessels = BesselBasis(
             config.num_bessels,
             config.polynomial_cutoff_p,
@@ -147,6 +149,7 @@ class NequIP(nn.Module):
         # A single number or one per type; both become one per type.
         self.register_buffer("norm", per_type(config.avg_num_neighbors, info.types).rsqrt(), persistent=False)
         self.norm: Tensor
+        self.norm_of_types = Kept()
 
         self.layers = nn.ModuleList(
             Interaction(before, after, config, first=n == 0, num_types=num_types, embedding_dim=embedding_dim, ops=ops)
@@ -159,14 +162,15 @@ class NequIP(nn.Module):
     def forward(self, graph: Graph, edge_vectors: Float[Tensor, "edges 3"]) -> Float[Tensor, "atoms"]:
         """Energy of each atom, dimensionless, from edge vectors in Å; zero for an atom without edges."""
         dtype = self.info.torch_dtype
-        distance = edge_vectors.norm(dim=1, keepdim=True)
+        distance, harmonics = self.harmonics.of(edge_vectors)
         edges = Edges(
-            harmonics=self.harmonics(edge_vectors / distance).to(dtype),
+            harmonics=harmonics.to(dtype),
             radial=self.bessels(self.distance(graph, distance)).to(dtype),
         )
         types = one_hot(graph.types, len(self.info.types), dtype)
-        atoms = Atoms(types, self.embedding, (types @ self.norm.to(dtype))[:, None, None])
-        h = types @ self.embedding
+        norms: Tensor = self.norm_of_types(lambda norm: norm.to(dtype), self.norm)
+        atoms = Atoms(types, self.embedding, of_types(norms, graph.types)[:, None, None])
+        h = of_types(self.embedding, graph.types)
         for layer in self.layers:
             h = layer(h, edges, atoms, graph)
         energy: Tensor = self.readout(h)

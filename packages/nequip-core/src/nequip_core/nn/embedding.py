@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from nequip_core.ops.kept import weights_are_constant
+from nequip_core.ops.promises import weights_are_constant
 
 
 def one_hot(types: Int[Tensor, "atoms"], num_types: int, dtype: torch.dtype) -> Float[Tensor, "atoms types"]:

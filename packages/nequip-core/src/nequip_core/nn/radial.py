@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from nequip_core.graph import Graph
 from nequip_core.ops.kept import Kept
+from nequip_core.ops.promises import vectors_are_differentiated_once
 
 
 def polynomial_envelope(x: Float[Tensor, "edges 1"], p: int) -> Float[Tensor, "edges 1"]:
@@ -55,6 +57,36 @@ class BesselBasis(nn.Module):
 
     def forward(self, x: Float[Tensor, "edges 1"]) -> Float[Tensor, "edges num"]:
         """Of the scaled distance x > 0."""
-        scale = polynomial_envelope(x, self.p) * (self.factor / math.pi) / x
         wave_numbers = self.wave_numbers(lambda frequencies: math.pi * frequencies, self.frequencies)
-        return torch.sin(x * wave_numbers) * scale
+        if vectors_are_differentiated_once() and not wave_numbers.requires_grad:
+            basis: Tensor = _Basis.apply(x, wave_numbers, self.p, self.factor / math.pi)  # type: ignore[no-untyped-call]
+            return basis
+        return torch.sin(x * wave_numbers) * (polynomial_envelope(x, self.p) * (self.factor / math.pi) / x)
+
+
+class _Basis(torch.autograd.Function):
+    """The basis in a potential, see `nequip_core.nn.directions`: less than half of autograd's operators."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, wave_numbers: Tensor, p: int, factor: float) -> Tensor:
+        wave_numbers = wave_numbers.to(x.dtype)  # trained ones have the model's
+        phase = x * wave_numbers
+        sine = torch.sin(phase)
+        scale = polynomial_envelope(x, p) * factor / x
+        ctx.save_for_backward(x.detach(), wave_numbers, phase, sine, scale)
+        ctx.p, ctx.factor, ctx.differentiated = p, factor, False
+        return sine * scale
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        if ctx.differentiated:
+            return (None,) * 4
+        ctx.differentiated = True
+        x, wave_numbers, phase, sine, scale = ctx.saved_tensors
+        p = ctx.p
+        # The envelope's derivative is -p (p + 1) (p + 2) / 2 x^(p - 1) (1 - x)^2.
+        inside = x.clamp(max=1.0)
+        steepness = ctx.factor * p * (p + 1) * (p + 2) / 2
+        of_scale = torch.addcmul(scale, inside ** (p - 1), (1 - inside).square(), value=steepness) / -x
+        of_x = (grad * torch.cos(phase)) @ wave_numbers.unsqueeze(1) * scale
+        return torch.addcmul(of_x, (grad * sine).sum(1, keepdim=True), of_scale), None, None, None

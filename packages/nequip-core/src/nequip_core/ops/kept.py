@@ -1,42 +1,19 @@
 """What follows from weights alone is computed once, where nobody can differentiate by them.
 
 Scaled weights, packed ones and products of two are a quarter of the operators of an evaluation, and the same in each.
-`Potential` says where weights are constants: in evaluation mode, whose results have no derivatives by them.
 """
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
+from nequip_core.ops.promises import weights_are_constant
+
 T = TypeVar("T")
-
-
-class _Here(threading.local):
-    constant = False
-
-
-_here = _Here()
-
-
-def weights_are_constant() -> bool:
-    """Whether no result of what is computed here is differentiated by weights, nor traced."""
-    return _here.constant
-
-
-@contextmanager
-def constant_weights(constant: bool) -> Iterator[None]:
-    """In this block weights are constants, or not."""
-    before, _here.constant = _here.constant, constant
-    try:
-        yield
-    finally:
-        _here.constant = before
 
 
 class _Entry(NamedTuple):
@@ -58,7 +35,7 @@ class Kept:
 
     def __call__(self, make: Callable[..., T], *sources: Tensor) -> T:
         """``make(*sources)``, of the tensors without derivatives where `weights_are_constant`."""
-        if not _here.constant:
+        if not weights_are_constant():
             self._entry = None
             return make(*sources)
         entry = self._entry

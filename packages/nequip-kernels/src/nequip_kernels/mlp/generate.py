@@ -211,18 +211,20 @@ class Writer:
 
     def _add(self, matrix: Matrix, total: str, name: str, row: str, column: str, inner: str) -> None:
         """Add the product of a piece with a piece of a matrix."""
+        # A name for each shape: within a loop a name keeps the shape that it has before.
+        w = f"w_{inner}"
         rows, columns = f"({row} + cn)[None, :] * {matrix.columns}", f"({column} + {inner})[:, None]"
-        self(f"w_at = weights + {matrix.start} + {rows} + {columns}", "w = tl.load(w_at)")
+        self(f"{w}_at = weights + {matrix.start} + {rows} + {columns}", f"{w} = tl.load({w}_at)")
         if not matrix.split:
             double = ", out_dtype=tl.float64" if self.dtype == torch.float64 else ""
-            self(f'{total} = tl.dot({name}, w, {total}, input_precision="ieee"{double})')
+            self(f'{total} = tl.dot({name}, {w}, {total}, input_precision="ieee"{double})')
             return
         tf32 = 'input_precision="tf32"'
         self(
-            f"wl = tl.load(w_at + {matrix.size})",
-            f"p = tl.dot({name}l, w, {tf32})",
-            f"p = tl.dot({name}h, wl, p, {tf32})",
-            f"p = tl.dot({name}h, w, p, {tf32})",
+            f"{w}l = tl.load({w}_at + {matrix.size})",
+            f"p = tl.dot({name}l, {w}, {tf32})",
+            f"p = tl.dot({name}h, {w}l, p, {tf32})",
+            f"p = tl.dot({name}h, {w}, p, {tf32})",
             f"{total} = {total} + p",
         )
 
