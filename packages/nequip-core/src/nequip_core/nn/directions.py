@@ -9,7 +9,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from nequip_core.o3 import SphericalHarmonics
-from nequip_core.ops.kept import Kept
 from nequip_core.ops.promises import vectors_are_differentiated_once
 
 
@@ -22,16 +21,17 @@ class Directions(SphericalHarmonics):
 
     def __init__(self, l_max: int) -> None:
         super().__init__(l_max)
-        self.register_buffer("step_1", 3**0.5 * torch.eye(3, dtype=torch.float64), persistent=False)
-        self.gradients = Kept()
+        of_unit = 3**0.5 * torch.eye(3, dtype=torch.float64)
+        steps = [of_unit, *(self.get_buffer(f"step_{degree}") for degree in range(2, l_max + 1))][:l_max]
+        self.register_buffer("gradients", _gradients(*steps), persistent=False)
+        self.gradients: Tensor
 
     def of(
         self, vectors: Float[Tensor, "edges 3"]
     ) -> tuple[Float[Tensor, "edges 1"], Float[Tensor, "edges components"]]:
         """Distance, and harmonics [edges, (l_max + 1)^2]."""
         if vectors_are_differentiated_once():
-            steps = [self.get_buffer(f"step_{degree}") for degree in range(1, self.l_max + 1)]
-            result: tuple[Tensor, Tensor] = _Directions.apply(vectors, self, self.gradients(_gradients, *steps))  # type: ignore[no-untyped-call]
+            result: tuple[Tensor, Tensor] = _Directions.apply(vectors, self, self.gradients)  # type: ignore[no-untyped-call]
             return result
         distance = vectors.norm(dim=1, keepdim=True)
         return distance, self(vectors / distance)
@@ -46,9 +46,9 @@ def _gradients(*steps: Float[Tensor, "pairs m"]) -> Float[Tensor, "components lo
     l_max = len(steps)
     table = torch.zeros((l_max + 1) ** 2, l_max**2, 3, dtype=torch.float64)
     for degree, step in enumerate(steps, start=1):
-        of_degree = degree * torch.unflatten(step.cpu(), 0, (2 * degree - 1, 3)).permute(2, 0, 1)
+        of_degree = degree * torch.unflatten(step, 0, (2 * degree - 1, 3)).permute(2, 0, 1)
         table[degree**2 : (degree + 1) ** 2, (degree - 1) ** 2 : degree**2] = of_degree
-    return table.flatten(1).to(steps[0].device) if steps else table.flatten(1)
+    return table.flatten(1)
 
 
 class _Directions(torch.autograd.Function):
