@@ -16,12 +16,13 @@ from torch import Tensor, fx
 from torch._higher_order_ops.triton_kernel_wrap import identify_accessed_tensors, kernel_side_table
 
 from nequip_core.o3 import SCALAR, Irrep, Irreps
-from nequip_core.ops.contracts import ContractionSpec, ConvolutionSpec
+from nequip_core.ops.contracts import SCALAR_MLP, ContractionSpec, ConvolutionSpec, ScalarMLPSpec
 from nequip_core.tracing import Sizes, trace
 from nequip_kernels import blocks, contraction, convolution, sources
-from nequip_kernels.blocks import Block
+from nequip_kernels.blocks import Block, choose
 from nequip_kernels.contraction import kernels as contraction_kernels
 from nequip_kernels.convolution import kernels as convolution_kernels
+from nequip_kernels.mlp.kernels import ANY_CHANNELS, in_registers
 
 CHANNELS = 64
 HARMONICS = (SCALAR, Irrep(1, -1))
@@ -48,6 +49,18 @@ def test_a_kernel_fits_an_h100(name: str, resources: ModuleType, tmp_path: Path,
     found = resources.of_contraction(CONTRACTION, torch.float32, name)
     assert found.registers <= 128  # so that 16 warps fit a multiprocessor
     assert (found.stack, found.atomics) == (0, 0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_a_network_with_several_hidden_layers_compiles(
+    dtype: torch.dtype, resources: ModuleType, tmp_path: Path, monkeypatch: Any
+) -> None:
+    """The interpreter does not see that a name changes its shape within a loop; the compiler does."""
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    spec = ScalarMLPSpec((8,), (16, 16), (9,), "silu")
+    for name in ("forward", "backward"):
+        block = choose("sm_90", SCALAR_MLP, name, dtype, in_registers(spec), ANY_CHANNELS)
+        assert resources.of_mlp(spec, dtype, name, block).atomics == 0
 
 
 @pytest.mark.slow

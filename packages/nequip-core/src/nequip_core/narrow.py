@@ -19,6 +19,10 @@ from nequip_core.graph import OVERLAP, Graph
 from nequip_core.structure import Floats
 
 
+MOST_EDGES = (2**31 - 1) // 3
+"""Of a wide graph: places in its tensors are counted with 32 bits, which Triton's scans need (torch 2.11)."""
+
+
 class Wide(NamedTuple):
     """A wide graph, with what a step asks of it; see `nequip_core.graph.Graph`.
 
@@ -66,7 +70,7 @@ class Narrow(NamedTuple):
 
 
 class Narrowing(nn.Module):
-    """The function, for one table of cut-offs. There must be an edge.
+    """The function, for one table of cut-offs, 1 to `MOST_EDGES` edges and as many atoms.
 
     Args:
         pair_cutoffs: [types, types], Å, [type of centre, type of neighbour].

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from nequip_core.errors import InputError
 from nequip_core.graph import OVERLAP, Graph, edge_vectors, filter_edges, overlap
-from nequip_core.narrow import Narrow, graph_of, wide_of
+from nequip_core.narrow import MOST_EDGES, Narrow, graph_of, wide_of
 from nequip_core.neighbors import DeviceNeighborList
 from nequip_core.neighbors.device import times
 from nequip_core.plugins.records import NeighborListEntry
@@ -138,7 +138,7 @@ class SkinGraph:
         wide = listed.wide._replace(positions=x)
         if len(x) == 0:
             return wide
-        if self._narrow is not None and len(wide.edge_shift):
+        if self._narrow is not None and 0 < len(wide.edge_shift) <= MOST_EDGES:
             found = Narrow(*self._narrow([*wide_of(wide, listed.wide.positions, self._reach)]))
             near, edges, overlaps = found.seen.tolist()
             if near < len(x):

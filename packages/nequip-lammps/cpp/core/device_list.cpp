@@ -27,6 +27,9 @@ namespace {
 // Centres whose candidates are looked at together: some 8 million pairs in a dense system.
 constexpr int64_t chunk = 8192;
 
+// nequip_core.narrow.MOST_EDGES
+constexpr int64_t most_narrowed = ((int64_t{1} << 31) - 1) / 3;
+
 // Rows of `starts` .. `starts + counts` one after the other: [sum of counts], with the row that each belongs to.
 std::pair<at::Tensor, at::Tensor> ranges(const at::Tensor &starts, const at::Tensor &counts) {
   auto ends = counts.cumsum(0);
@@ -203,7 +206,8 @@ void DeviceList::make_block(const at::Tensor &centers, const at::Tensor &pairs, 
 Inputs DeviceList::inputs(int64_t which) {
   const Block &block = blocks_[which];
   auto positions = positions_.index_select(0, block.nodes);
-  if (narrow_ && block.edge_index.size(1) > 0) return narrowed(block, positions);
+  const int64_t wide = block.edge_index.size(1);
+  if (narrow_ && wide > 0 && wide <= most_narrowed) return narrowed(block, positions);
   // Order, pointers and permutation of the kept edges follow from how many are kept before each.
   auto to = block.image.defined() ? positions_.index_select(0, block.image)
                                   : positions.index_select(0, block.edge_index[1]);

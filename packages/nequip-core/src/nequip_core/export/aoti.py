@@ -43,7 +43,7 @@ from nequip_core.export.target import OUTPUTS, inputs_of, outputs_of
 from nequip_core.files import atomic_write
 from nequip_core.graph import Graph, edge_vectors, filter_edges, to
 from nequip_core.models.base import ModelInfo
-from nequip_core.narrow import Narrow, Narrowing, Wide, graph_of, wide_of
+from nequip_core.narrow import MOST_EDGES, Narrow, Narrowing, Wide, graph_of, wide_of
 from nequip_core.ops.segment import sum_bags, take_rows
 from nequip_core.plugins.manager import Registry
 from nequip_core.plugins.records import TargetEntry
@@ -223,8 +223,8 @@ def export_program(potential: Potential, outputs: tuple[str, ...]) -> ExportedPr
     )
 
 
-def _dynamic_shapes(axes_of_graph: list[tuple[str | int, ...]]) -> tuple[dict[int, Any], ...]:
-    lengths: dict[str, Any] = {name: Dim(name, min=0, max=LARGEST) for name in Sizes._fields}
+def _dynamic_shapes(axes_of_graph: list[tuple[str | int, ...]], largest: int = LARGEST) -> tuple[dict[int, Any], ...]:
+    lengths: dict[str, Any] = {name: Dim(name, min=0, max=largest) for name in Sizes._fields}
     lengths |= {f"{name}_and_one": lengths[name] + 1 for name in ("structures", "atoms")}
     return tuple(
         {axis: lengths[name] for axis, name in enumerate(names) if isinstance(name, str)} for names in axes_of_graph
@@ -258,7 +258,7 @@ def narrow_program(info: ModelInfo, device: torch.device) -> ExportedProgram:
     return torch.export.export(
         Narrowing(np.array(info.pair_cutoffs)).to(device),
         tuple(wide_of(graph, graph.positions.clone(), reach)),
-        dynamic_shapes=_dynamic_shapes(axes(Wide)),
+        dynamic_shapes=_dynamic_shapes(axes(Wide), MOST_EDGES),
         strict=False,
     )
 
