@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from nequip_core.graph import OVERLAP, Graph
 from nequip_core.structure import Floats
 
-
 MOST_EDGES = (2**31 - 1) // 3
 """Of a wide graph: places in its tensors are counted with 32 bits, which Triton's scans need (torch 2.11)."""
 
