@@ -31,6 +31,7 @@ class Loaded:
     def __init__(self, case: Case) -> None:
         self.potential, self.info, self.device = case.potential, case.info, torch.device("cpu")
         self.type_map = TypeMap(case.info.types, case.info.elements)
+        self.narrow = None
 
 
 def load(name: str) -> Any:
