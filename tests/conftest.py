@@ -57,12 +57,13 @@ def _unobserving(function: Callable[..., Any]) -> Callable[..., Any]:
 
 @pytest.fixture(autouse=True, scope="session")
 def _libraries_at_work() -> Iterator[None]:
-    """Coverage does not watch torch trace and compile, or Hydra compose: it would double their time (Python 3.11)."""
+    """Coverage does not watch torch compile, Hydra compose or figures drawn: it would double the time (Python 3.11)."""
     if sys.gettrace() is None:
         yield
         return
     import torch
     from hydra.core.config_store import ConfigStore
+    from matplotlib.figure import Figure
 
     import nequip_core.config.compose
     import nequip_core.tracing
@@ -84,6 +85,7 @@ def _libraries_at_work() -> Iterator[None]:
             (torch._inductor, "aoti_compile_and_package"),
             (nequip_core.config.compose, "hydra_compose"),
             (ConfigStore, "store"),
+            (Figure, "savefig"),
         ):
             patch.setattr(owner, name, _unobserving(getattr(owner, name)))
         yield
