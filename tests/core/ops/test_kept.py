@@ -42,6 +42,12 @@ def by_an_optimizer(weight: nn.Parameter) -> None:
     torch.optim.SGD([weight], lr=0.5).step()
 
 
+def by_a_fused_optimizer(weight: nn.Parameter) -> None:
+    """Which torch does not count."""
+    weight.grad = torch.ones_like(weight)
+    torch.optim.Adam([weight], lr=0.5, fused=True).step()
+
+
 def replaced(weight: nn.Parameter) -> None:
     weight.data = torch.full((3,), 5.0)
 
@@ -50,7 +56,7 @@ def in_another_dtype(weight: nn.Parameter) -> None:
     weight.data = weight.data.double()
 
 
-@pytest.mark.parametrize("change", [in_place, by_an_optimizer, replaced, in_another_dtype])
+@pytest.mark.parametrize("change", [in_place, by_an_optimizer, by_a_fused_optimizer, replaced, in_another_dtype])
 def test_a_change_is_seen(change: Callable[[nn.Parameter], None]) -> None:
     weight, doubled = nn.Parameter(torch.ones(3)), Doubled()
     assert doubled.of(weight) is doubled.of(weight)

@@ -10,7 +10,7 @@ One gradient by the edge vectors, f_e = dE/dr_e with E the sum of the local atom
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import torch
 from jaxtyping import Float
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from nequip_core.graph import Graph, edge_vectors
 from nequip_core.models.base import EnergyModel
 from nequip_core.ops.direct import is_observed
+from nequip_core.ops.kept import forget
 from nequip_core.ops.promises import promised
 from nequip_core.ops.segment import segment_sum
 
@@ -47,6 +48,12 @@ class Potential(nn.Module):
     def __init__(self, model: EnergyModel) -> None:
         super().__init__()
         self.model = model
+
+    def train(self, mode: bool = True) -> Self:
+        """As torch's; what evaluations kept of the weights is forgotten."""
+        if mode:
+            forget()
+        return super().train(mode)
 
     def forward(self, graph: Graph, *, atomic_virial: bool = False) -> Prediction:
         """Energies, forces and virials of a graph; differentiable by the weights in training mode."""

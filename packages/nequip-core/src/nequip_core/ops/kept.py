@@ -10,24 +10,39 @@ from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from nequip_core.ops.promises import weights_are_constant
 
 T = TypeVar("T")
+
+_changes = 0
+"""How often weights may have changed without torch counting it."""
+
+
+def forget(*_: Any) -> None:
+    """Nothing that was kept is used again."""
+    global _changes
+    _changes += 1
+
+
+# Fused optimizers (torch 2.13) change weights without counting it.
+register_optimizer_step_post_hook(forget)
 
 
 class _Entry(NamedTuple):
     sources: tuple[Tensor, ...]
     held: list[Tensor]  # so that no other tensor can come to lie at the same place
     versions: list[int]
+    changes: int
     value: Any
 
 
 class Kept:
     """The last result of a function of weights, as long as these are the same tensors, at the same place, unchanged.
 
-    Torch counts changes of a tensor, ``load_state_dict`` and steps of optimizers among them. What is written through
-    ``weight.data`` in evaluation mode it can not see.
+    Torch counts changes of a tensor. A step of any optimizer, and a potential that goes into training mode, make all
+    that was kept worthless. What is written through ``weight.data`` between two evaluations is not seen; call `forget`.
     """
 
     def __init__(self) -> None:
@@ -45,7 +60,7 @@ class Kept:
                 value = make(*held)
             if any(source.is_inference() for source in sources):
                 return value  # torch does not count their changes
-            entry = self._entry = _Entry(sources, held, [source._version for source in sources], value)
+            entry = self._entry = _Entry(sources, held, [source._version for source in sources], _changes, value)
         result: T = entry.value
         return result
 
@@ -57,7 +72,11 @@ class Kept:
 
 
 def _is_of(entry: _Entry, sources: tuple[Tensor, ...]) -> bool:
-    return len(sources) == len(entry.sources) and all(
-        one is other and one.data_ptr() == held.data_ptr() and one._version == version
-        for one, other, held, version in zip(sources, entry.sources, entry.held, entry.versions, strict=True)
+    return (
+        entry.changes == _changes
+        and len(sources) == len(entry.sources)
+        and all(
+            one is other and one.data_ptr() == held.data_ptr() and one._version == version
+            for one, other, held, version in zip(sources, entry.sources, entry.held, entry.versions, strict=True)
+        )
     )
