@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from nequip_core.o3 import SCALAR, Blocks, Irreps
+from nequip_core.ops.silu import silu
 
 SILU_GAIN = 1.6791767923989418
 """1 / sqrt(E[silu(z)^2]), z ~ N(0, 1), as e3nn estimates it, so that published weights keep their meaning."""
@@ -30,7 +31,7 @@ class Gate(nn.Module):
 
     def forward(self, x: Blocks) -> Blocks:
         """Blocks [rows, components, channels] of ``irreps_in`` to those of ``irreps_out``."""
-        scalars, *gates = (SILU_GAIN * nn.functional.silu(x[SCALAR])).split_with_sizes(self.sizes, dim=-1)
+        scalars, *gates = (SILU_GAIN * silu(x[SCALAR])).split_with_sizes(self.sizes, dim=-1)
         out = {SCALAR: scalars}
         for irrep, _ in self.irreps_out:
             if irrep.l > 0:

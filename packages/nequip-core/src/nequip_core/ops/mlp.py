@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 from nequip_core.ops.contracts import ScalarMLPSpec
 from nequip_core.ops.kept import Kept
+from nequip_core.ops.silu import silu
 
 NONLINEARITIES: dict[str, Callable[[Tensor], Tensor]] = {
-    "silu": nn.functional.silu,
+    "silu": silu,
     "mish": nn.functional.mish,
     "gelu": nn.functional.gelu,
     "none": lambda x: x,
