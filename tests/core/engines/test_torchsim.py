@@ -105,6 +105,8 @@ def test_molecules_have_no_stress(loaded: Any) -> None:
 
 
 SLOW = pytest.mark.slow
+RELAXED = 1e-6
+"""eV/Å: where the softest of these crystals has 0.1 eV/Å², 1e-5 would leave 1e-4 Å."""
 
 
 @pytest.mark.parametrize(
@@ -119,16 +121,16 @@ def test_fire_ends_where_that_of_ase_does(name: str, number: int) -> None:
         system=[one.copy() for one in frames],
         model=model,
         optimizer=torch_sim.optimizers.fire,
-        convergence_fn=torch_sim.generate_force_convergence_fn(1e-5, include_cell_forces=False),
+        convergence_fn=torch_sim.generate_force_convergence_fn(RELAXED, include_cell_forces=False),
         autobatcher=InFlightAutoBatcher(model, memory_scales_with="n_atoms", max_memory_scaler=4 * max(2, number // 3)),
-        max_steps=1000,
+        max_steps=2000,
         steps_between_swaps=1,
     )
     moved = 0.0
     for atoms, relaxed in zip(frames, final.to_atoms(), strict=True):
         before = atoms.positions.copy()
         atoms.calc = NequIPCalculator(loaded, types=TYPES)
-        assert FIRE(atoms, logfile=None).run(fmax=1e-5, steps=1000)
+        assert FIRE(atoms, logfile=None).run(fmax=RELAXED, steps=2000)
         np.testing.assert_allclose(relaxed.positions, atoms.positions, rtol=0, atol=1e-4)
         moved = max(moved, np.abs(atoms.positions - before).max())
     assert moved > 0.02
