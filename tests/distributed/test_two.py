@@ -1,4 +1,4 @@
-"""Two processes train as one; the ordinary tests of `trainer.strategy=deferred_ddp`."""
+"""Two processes train as one with `trainer.strategy=deferred_ddp`; `nox -s distributed_tests` tries more."""
 
 from __future__ import annotations
 
