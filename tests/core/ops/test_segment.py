@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import Tensor
 
-from nequip_core.ops.segment import gather, segment_sum
+from nequip_core.ops.segment import PIECE, gather, segment_sum, sum_long_segments
 
 
 def segments(rows: int = 40, count: int = 7) -> tuple[Tensor, Tensor, Tensor]:
@@ -62,3 +63,16 @@ def test_gradients_are_repeatable_with_two_threads() -> None:
     finally:
         torch.set_num_threads(threads)
     assert all(torch.equal(g, gradients[0]) for g in gradients)
+
+
+@pytest.mark.parametrize(
+    "lengths",
+    [(0,), (1,), (PIECE,), (PIECE + 1,), (0, 3, 0), (PIECE - 1, 1, PIECE, 5), (5, 40 * PIECE + 7, 0, 0), (1,) * 300],
+    ids=str,
+)
+def test_long_segments_are_summed_in_pieces(lengths: tuple[int, ...]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randint(-1000, 1000, (sum(lengths), 3), generator=generator).double()  # whose sums are exact
+    ptr = torch.tensor([0, *lengths]).cumsum(0)
+    index = torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths))
+    torch.testing.assert_close(sum_long_segments(x, ptr), segment_sum(x, index, ptr), rtol=0, atol=0)

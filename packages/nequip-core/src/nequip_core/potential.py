@@ -21,7 +21,7 @@ from nequip_core.models.base import EnergyModel
 from nequip_core.ops.direct import is_observed
 from nequip_core.ops.kept import forget
 from nequip_core.ops.promises import promised
-from nequip_core.ops.segment import segment_sum
+from nequip_core.ops.segment import segment_sum, sum_long_segments
 
 
 class Prediction(NamedTuple):
@@ -78,14 +78,13 @@ def derivatives(
 ) -> Prediction:
     """What follows from the energies and their gradient by the edge vectors."""
     centre, neighbor = graph.edge_index.unbind(0)
-    structure_of = graph.structure, graph.structure_ptr
     pulled = segment_sum(gradient, centre, graph.row_ptr)
     products = (vectors.unsqueeze(2) * gradient.unsqueeze(1)).flatten(1)
     by_neighbor = neighbor, graph.neighbor_ptr, graph.by_neighbor
     # One pass over the edges for both.
     pushed, products = segment_sum(torch.cat([gradient, products], dim=1), *by_neighbor).split_with_sizes([3, 9], dim=1)
     counted = torch.where(graph.local, atomic_energy, 0.0).unsqueeze(1)
-    of_structures = segment_sum(torch.cat([counted, products], dim=1), *structure_of)
+    of_structures = _sum_of_structures(torch.cat([counted, products], dim=1), graph)
     energy, virial = of_structures.split_with_sizes([1, 9], dim=1)
     return Prediction(
         energy=energy.squeeze(1),
@@ -94,6 +93,12 @@ def derivatives(
         virial=-torch.unflatten(virial, 1, (3, 3)),
         atomic_virial=-torch.unflatten(products, 1, (3, 3)) if atomic_virial else None,
     )
+
+
+def _sum_of_structures(of_atoms: Float[Tensor, "atoms columns"], graph: Graph) -> Float[Tensor, "structures columns"]:
+    if is_observed() and not of_atoms.requires_grad:  # compiled for any engine: one structure may be a million atoms
+        return sum_long_segments(of_atoms, graph.structure_ptr)
+    return segment_sum(of_atoms, graph.structure, graph.structure_ptr)
 
 
 def stress(
