@@ -174,7 +174,8 @@ def test_models(name: str) -> None:
         loss = prediction.forces.square().sum() + prediction.energy.square().sum() * 1e-6
         found.append([prediction.forces, *torch.autograd.grad(loss, weights)])
     for ours, theirs in zip(*found, strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-9 * max(1.0, float(theirs.abs().max())))
+        largest = float(theirs.detach().abs().max())
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-9 * max(1.0, largest))
 
 
 @pytest.mark.parametrize(("name", "kernel"), [("nequip", "convolve_forward_0"), ("allegro", "contract_forward")])
@@ -189,7 +190,7 @@ def test_a_compiled_file_runs_the_kernel_that_it_names(name: str, kernel: str, t
     model = load_model(out, device="cuda")
     graph = to(sample_graph(model.info, Sizes(1, 50, 900)), CUDA)
     model.potential(graph)
-    with profile(activities=[ProfilerActivity.CUDA]) as seen:
+    with profile(activities=[ProfilerActivity.CUDA], acc_events=True) as seen:
         model.potential(graph)
         torch.cuda.synchronize()
     assert any(event.name.startswith(kernel) for event in seen.events()), [event.name for event in seen.events()]
@@ -221,9 +222,13 @@ def test_mlp(name: str, dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("name", [*networks(64), "odd widths"])
 def test_errors_of_networks_are_at_most_twice_those_of_float32_products(name: str) -> None:
-    for result, found in accuracy.compare(NETWORKS[name], CUDA).items():
+    """Or the kernel is refused, which those of our models are not."""
+    compared = accuracy.compare(NETWORKS[name], CUDA)
+    for result, found in compared.items():
         print(f"{name}, {result}: kernel {found.kernel}, float32 products {found.products}")
-    assert accuracy.reason(NETWORKS[name], CUDA) is None
+    within = all(found.good() for found in compared.values())
+    assert (accuracy.reason(NETWORKS[name], CUDA) is None) == within
+    assert within or name == "odd widths"
 
 
 def test_networks_are_repeatable_and_read_columns_in_place() -> None:
@@ -249,7 +254,7 @@ def test_a_compiled_file_runs_the_networks_kernels(tmp_path: Path) -> None:
     received, expected = model.potential(graph), reference.potential(graph)
     scale = float(expected.forces.abs().max())
     torch.testing.assert_close(received.forces, expected.forces, rtol=0, atol=1e-5 * scale)
-    with profile(activities=[ProfilerActivity.CUDA]) as seen:
+    with profile(activities=[ProfilerActivity.CUDA], acc_events=True) as seen:
         model.potential(graph)
         torch.cuda.synchronize()
     names = {event.name for event in seen.events()}

@@ -115,9 +115,9 @@ def force_of(way: str, model: Model, whole: Atoms, folder: Path, **options: Any)
     return nequip_openmm.torch_force(path)
 
 
-def context_of(atoms: Atoms, force: Any, precision: str = "mixed") -> Any:
+def context_of(atoms: Atoms, force: Any, precision: str = "mixed", timestep: float = 1e-4) -> Any:
     platform = openmm.Platform.getPlatformByName("CUDA")
-    integrator = openmm.VerletIntegrator(1e-4)
+    integrator = openmm.VerletIntegrator(timestep)
     context = openmm.Context(support.system_of(atoms, force), integrator, platform, {"Precision": precision})
     context.setPositions(atoms.positions / 10)
     return context
@@ -154,15 +154,18 @@ def test_energy_and_forces_equal_the_calculators(
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("kind", KINDS)
 def test_energy_is_conserved(kind: str, way: str, periodic: bool, models: dict[str, Model], tmp_path: Path):
-    """With a skin so thin that neighbours are listed anew on the way."""
+    """With a skin so thin that neighbours are listed anew on the way.
+
+    Random weights heat the molecules: with 0.1 fs Verlet's own error is 1.4e-3 of the kinetic energy.
+    """
     atoms = support.waters()
     atoms.pbc = periodic
-    context = context_of(atoms, force_of(way, models[kind], atoms, tmp_path, skin=0.02))
+    context = context_of(atoms, force_of(way, models[kind], atoms, tmp_path, skin=0.02), timestep=5e-5)
     context.setVelocitiesToTemperature(100, 1)
     start = positions_of(context)
     totals = []
     for _ in range(20):
-        context.getIntegrator().step(5)
+        context.getIntegrator().step(10)
         state = context.getState(energy=True)
         kinetic = state.getKineticEnergy().value_in_unit(unit.kilojoule_per_mole)
         totals.append(kinetic + state.getPotentialEnergy().value_in_unit(unit.kilojoule_per_mole))

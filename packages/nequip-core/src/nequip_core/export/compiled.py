@@ -338,5 +338,5 @@ def load_compiled(path: str | Path, device: torch.device) -> CompiledPotential:
     metadata = read_metadata(path)
     check_machine(path, metadata, device)
     potential = CompiledPotential(path, metadata, device)
-    potential.run  # noqa: B018  # now, not in the first step
+    potential.run, potential.narrow  # noqa: B018  # now, not in the first step, when the file may be gone
     return potential
