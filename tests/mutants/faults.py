@@ -199,7 +199,7 @@ FAULTS = (
         "nn/gate.py",
         "torch.tanh(x[irrep])",
         "nn.functional.silu(x[irrep])",
-        law("inversion", of="TestNequIP"),
+        law("inversion", of="TestDeepNequIP"),
     ),
     Fault(
         "envelope that does not vanish smoothly",
