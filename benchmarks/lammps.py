@@ -169,7 +169,7 @@ class Lammps:
         return 1e3 * float(re.findall(LOOP, said)[-1]) / steps
 
     def run(self, folder: Path, model: Path, device: str, ranks: int, steps: int) -> str:
-        """What LAMMPS says to so many steps, after half as many to warm up, in which torch's allocator grows."""
+        """What LAMMPS says to so many steps, after half as many to warm up, in which memory is taken."""
         text = INPUT.format(
             data=folder / "data",
             device="auto" if device == "cuda" else device,

@@ -144,18 +144,6 @@ def test_auto_takes_what_memory_lets(case: Case, graph: Graph, watched: Any, cap
     assert f"in blocks of at most {potential.taken}" in caplog.text
 
 
-def test_of_several_blocks_none_is_larger_than_is_good(
-    case: Case, graph: Graph, watched: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(blocks, "LARGEST", 100)
-    device = watched(free=200_000)
-    assert_same(Blocks(device, case.info)(graph), case.potential(graph))
-    assert max(device.edges) <= 100
-    enough = Blocks(watched(free=10**9), case.info)
-    assert_same(enough(graph), case.potential(graph))
-    assert enough.taken is None
-
-
 def test_auto_halves_what_does_not_fit(case: Case, graph: Graph, watched: Any) -> None:
     device = watched(free=10**9, holds=150)
     potential = Blocks(device, case.info)

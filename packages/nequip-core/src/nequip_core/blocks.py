@@ -27,9 +27,6 @@ BlockEdges = int | Literal["auto"] | None
 PROBE = 1 << 18
 """Edges whose memory is measured. A graph with fewer is never divided by "auto"."""
 
-LARGEST = 1 << 22
-"""Edges in a block where there must be several: more are no faster, and leave torch no memory to take pieces from."""
-
 SHARE = 0.8
 """Of the free memory is for a block; the rest is for what does not grow with its edges, and for fragmentation."""
 
@@ -80,7 +77,7 @@ class Blocks:
         self.block_edges = block_edges
         self.taken: int | None = None
         self._bytes_per_edge: float | None = None
-        self._whole = PROBE  # edges that went through at once: asking for the free memory takes as long as 20 launches
+        self._whole = PROBE  # edges that went through at once, for which the driver is not asked again
 
     def __call__(self, graph: Graph, *, atomic_virial: bool = False) -> Prediction:
         """What the potential computes, but for the order of sums.
@@ -121,8 +118,7 @@ class Blocks:
             for _ in range(2):  # the first time memory is taken for other things too
                 used = _peak_memory(lambda: self.potential(part, atomic_virial=atomic_virial), device)
             self._bytes_per_edge = used / part.edge_shift.shape[0]
-        fit = max(1, int(SHARE * _free_memory(device) / self._bytes_per_edge))
-        return fit if edges <= fit else min(fit, LARGEST)
+        return max(1, int(SHARE * _free_memory(device) / self._bytes_per_edge))
 
     def _divided(self, graph: Graph, most: int, atomic_virial: bool) -> Prediction:
         row_ptr = graph.row_ptr.cpu()

@@ -1,9 +1,9 @@
 """From a graph listed with a skin to the edges within the cut-offs of the moment, as one function of tensors.
 
 Its results have the lengths of the wide graph, so that the device is never waited for; how many of their rows count is
-one of them. As torch's operators this is more work than `nequip_core.graph.filter_edges`. Compiled, it is a dozen
-launches instead of fifty, which is what a step costs beside a fast model; so it is part of compiled files for GPUs
-(`nequip_core.export.aoti`), and C++ codes run it like the model.
+one of them. As torch's operators this is more work than `nequip_core.graph.filter_edges`. Compiled, it is fourteen
+kernels that pass over the list a few times; so it is part of compiled files for GPUs (`nequip_core.export.aoti`), and
+C++ codes run it like the model.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@
 
 namespace nequip {
 
-// The function `narrow` of a compiled file, see nequip_core.narrow: the edges within the cut-offs in a dozen launches.
+// The function `narrow` of a compiled file, see nequip_core.narrow: the edges within the cut-offs in few launches.
 using Narrow = std::function<std::vector<at::Tensor>(const std::vector<at::Tensor> &)>;
 
 class DeviceList : public NeighborList {

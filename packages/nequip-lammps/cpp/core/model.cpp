@@ -29,8 +29,6 @@ constexpr int64_t cpu_block = 1024;
 constexpr int64_t first_block = 4096;
 constexpr int64_t least_block = 64;
 constexpr double part_of_memory = 0.6;
-// Where there must be several blocks: more edges at once are no faster, and leave torch no memory to take pieces from.
-constexpr double largest_block = 1 << 22;
 
 double now() {
   using namespace std::chrono;
@@ -328,9 +326,7 @@ void Model::keep_outputs(int64_t block, const Inputs &inputs, const std::vector<
 void Model::choose_block(const nequip_step &step) {
   choose_ = false;
   const double taken = gpu::peak_memory(device_.index()) / double(block_);
-  double fits = part_of_memory * gpu::free_memory(device_.index()) / std::max(taken, 1.0);
-  if (fits < double(step.local))
-    fits = std::min(fits, largest_block * double(step.centers) / std::max(double(step.edges), 1.0));
+  const double fits = part_of_memory * gpu::free_memory(device_.index()) / std::max(taken, 1.0);
   // Equal blocks.
   const double blocks = std::max(1.0, std::ceil(double(step.local) / fits));
   block_ = std::max<int64_t>(first_block / 4, (int64_t) std::ceil(1.1 * double(step.local) / blocks));
