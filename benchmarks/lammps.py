@@ -8,8 +8,8 @@
 
 `--sides N`: boxes of N x N x N molecules; 8 is 1,536 atoms, 70 is 1,029,000. `bare_ms` is a call of the same file with
 the graph of the same box on the device: no ghosts, no list, no LAMMPS. A box of more than `--bare-atoms` has none.
-Forces are computed and move nothing (fix nve/noforce): atoms keep their velocities of 300 K, so that neighbours are
-listed as often as in water, every 20 steps, where random weights would heat it to a list every third step.
+Forces are computed and move nothing (fix nve/noforce): all atoms have one velocity, so that distances stay and every
+step has the edges of the bare call, whatever the random weights. Neighbours are listed anew every `STEPS` steps.
 
 `--host`: nanoseconds of the processor per atom and step without a model. `host_ns`: LAMMPS, the pair style, positions
 out and forces in, which is what is left where the model and its list are on a GPU. `with_graph_ns`: lists and graphs
@@ -50,13 +50,22 @@ pair_style allegro device {device}
 pair_coeff * * {model} H O
 neighbor 1.0 bin
 neigh_modify every 1 delay 0 check yes
-velocity all create 300.0 4928 loop geom
+velocity all set {velocity} {velocity} {velocity}
 fix move all nve/noforce
 timestep 0.0005
 thermo {steps}
 run {warm}
 run {steps} pre no
 """
+TIMESTEP = 0.5
+"""fs."""
+
+STEPS = 20
+"""About as many as in water at 300 K, whose hydrogen atoms move half the skin of 1 Å meanwhile."""
+
+VELOCITY = 1.02 * 0.5 / (STEPS * TIMESTEP) / 3**0.5
+"""Of each direction, Å/fs."""
+
 LOOP, PAIR = r"Loop time of (\S+) on", r"Pair +\| (\S+)"
 
 LIBRARIES = ("libmpi.so.12",)
@@ -174,6 +183,7 @@ class Lammps:
             data=folder / "data",
             device="auto" if device == "cuda" else device,
             model=model,
+            velocity=1e3 * VELOCITY,
             steps=steps,
             warm=max(2, steps // 2),
         )

@@ -2,9 +2,10 @@
 
 python benchmarks/scaling.py [--device cuda] [--processes 1 2 4] [--model allegro] [--out FILE.csv] [--tiny]
 
-Molecules of one size are trained on with `data.batch.size` = structures per process * processes; the step time is that
-of steps.csv, whose rows are read when the device has done their steps. Efficiency is the step time of the first number
-of processes over that of another; rounds alternate, so that noise troubles all alike.
+Molecules of one size are trained on with `data.batch.size` = structures per process * processes; they are as many more,
+so that epochs have the same number of steps. The step time is that of steps.csv, whose rows are read when the device has
+done their steps. Efficiency is the step time of the first number of processes over that of another; rounds alternate,
+so that noise troubles all alike.
 """
 
 from __future__ import annotations
@@ -83,7 +84,7 @@ def train(folder: Path, name: str, processes: int, options: argparse.Namespace) 
     text = CONFIG.format(
         model=options.model,
         keys=json.dumps((TINY if options.tiny else KEYS)[options.model] | COMMON),
-        train=options.frames,
+        train=options.frames * processes,
         size=options.structures * processes,
         workers=options.workers,
         compile="false" if options.eager else "true",
@@ -114,7 +115,7 @@ def main() -> None:
     parser.add_argument("--model", default="allegro", choices=list(KEYS))
     parser.add_argument("--structures", type=int, default=64, help="of a process in a step")
     parser.add_argument("--atoms", type=int, default=30, help="of a structure")
-    parser.add_argument("--frames", type=int, default=8192, help="to train on")
+    parser.add_argument("--frames", type=int, default=4096, help="to train on, for each process")
     parser.add_argument("--steps", type=int, default=600, help="of a run")
     parser.add_argument("--every", type=int, default=100, help="steps between rows of steps.csv; the first is left out")
     parser.add_argument("--workers", type=int, default=4, help="that load data, of a process")
@@ -129,7 +130,7 @@ def main() -> None:
     waits: dict[int, list[float]] = {processes: [] for processes in options.processes}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        ase.io.write(folder / "data.xyz", frames(options.frames + 8, options.atoms), format="extxyz")
+        ase.io.write(folder / "data.xyz", frames(options.frames * max(options.processes) + 8, options.atoms), format="extxyz")
         for turn, processes in itertools.product(range(options.rounds), options.processes):
             found = train(folder, f"round{turn}_processes{processes}", processes, options)
             times[processes].append(found["step_s"])
