@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from torch import Tensor
 from torch._inductor.utils import run_and_get_code
 from torch.profiler import ProfilerActivity, profile
 
-from nequip_allegro.model import AllegroConfig, _layouts
+from nequip_allegro.model import AllegroConfig, contraction_specs
 from nequip_core.cli.main import main
 from nequip_core.export.artifact import load_model
 from nequip_core.export.compiled import read_metadata
@@ -39,10 +40,16 @@ LENGTHS = (86, 0, 71, 130, 99, 1, 64)
 """Edges of atoms as in a liquid, with some that no liquid has."""
 
 
-def contractions(l_max: int, parity: bool, channels: int, coupled: bool) -> Iterator[ContractionSpec]:
-    config = AllegroConfig(l_max=l_max, parity=parity, num_layers=3)
-    for n, (before, after) in enumerate(itertools.pairwise(_layouts(config))):
-        yield ContractionSpec(before, after, l_max, channels, coupled, factors=n == 0)
+def contractions(l_max: int, parity: bool, channels: int, coupled: bool) -> list[ContractionSpec]:
+    return contraction_specs(
+        AllegroConfig(
+            l_max=l_max,
+            parity=parity,
+            num_layers=3,
+            num_tensor_features=channels,
+            tp_path_channel_coupling=coupled,
+        )
+    )
 
 
 def convolutions(l_max: int, parity: bool, features: int | list[int]) -> Iterator[ConvolutionSpec]:
@@ -63,6 +70,8 @@ def test_contraction(l_max: int, channels: int, dtype: torch.dtype) -> None:
     for n, spec in enumerate(contractions(l_max, l_max < 3, channels, coupled=channels != 20)):
         check_kernel("triton", spec, dtype, CUDA, seed=n, atoms=120, lengths=LENGTHS)
     check_kernel("triton", spec, dtype, CUDA, seed=n, atoms=5, degrees=1)
+    first, *_ = contractions(l_max, False, channels, coupled=channels != 20)
+    check_kernel("triton", replace(first, scalars_apart=False), dtype, CUDA, atoms=5)
 
 
 @pytest.mark.parametrize(("l_max", "channels", "dtype"), CASES)
@@ -89,8 +98,9 @@ def step(spec: ContractionSpec | ConvolutionSpec, graph: Graph, dtype: torch.dty
     inputs = [torch.randn(shape, dtype=dtype, device=CUDA, requires_grad=True) for shape in shapes.values()]
     kernel = (make_contraction if contracting else make_convolution)(spec, dtype, CUDA)  # type: ignore[operator]
     result = kernel(*inputs, graph)
-    out = result[0] if contracting else result
-    first = torch.autograd.grad(out.square().sum(), inputs, create_graph=True)
+    out, *others = result if contracting else (result,)
+    squares = torch.stack([one.square().sum() for one in (out, *others[1:])])  # the environment has no derivative
+    first = torch.autograd.grad(squares.sum(), inputs, create_graph=True)
     second = torch.autograd.grad(torch.stack([one.square().sum() for one in first]).sum(), inputs)
     return [out.detach(), *(one.detach() for one in first), *second]
 
@@ -123,10 +133,10 @@ def test_more_than_two_to_the_31_numbers() -> None:
     kernel = make_contraction(spec, torch.float32, CUDA)
     shapes = [(edges, spec.dim_in, 64), (edges, 3, 64), (edges, 9), (len(spec.paths), 64)]
     inputs = [torch.empty(shape, device=CUDA).normal_().requires_grad_() for shape in shapes]
-    out, _ = kernel(*inputs, graph)
+    out, *_ = kernel(*inputs, graph)
     gradients = torch.autograd.grad(out, inputs[:3], torch.ones_like(out))
     some = [x.detach()[-3 * row :].clone().requires_grad_() for x in inputs[:3]]
-    few, _ = kernel(*some, inputs[3].detach(), graph._replace(row_ptr=row_ptr[:4]))
+    few, *_ = kernel(*some, inputs[3].detach(), graph._replace(row_ptr=row_ptr[:4]))
     assert torch.equal(out[-3 * row :], few)
     of_few = torch.autograd.grad(few, some, torch.ones_like(few))
     assert all(torch.equal(one[-3 * row :], other) for one, other in zip(gradients, of_few, strict=True))
@@ -142,8 +152,8 @@ def test_compiled_code_copies_no_tensor_of_edges() -> None:
     inputs = [torch.randn(shape, device=CUDA, requires_grad=True) for shape in contraction_shapes(spec, graph).values()]
 
     def energy(features: Tensor, weights: Tensor, harmonics: Tensor, paths: Tensor, row_ptr: Tensor) -> Tensor:
-        out, _ = kernel(features, weights, harmonics, paths, graph._replace(row_ptr=row_ptr))
-        return out.square().sum()
+        out, _, scalars = kernel(features, weights, harmonics, paths, graph._replace(row_ptr=row_ptr))
+        return out.square().sum() + scalars.sin().sum()
 
     def gradients() -> list[Tensor]:
         total = torch.compile(energy, fullgraph=True, dynamic=True)(*inputs, graph.row_ptr)

@@ -43,19 +43,19 @@ HARMONICS = (SCALAR, Irrep(1, -1))
 
 def of_contraction() -> tuple[Callable[..., Any], list[tuple[int, ...]]]:
     """Value, first and second derivative, between operators that Inductor writes itself."""
-    spec = ContractionSpec(HARMONICS, HARMONICS, 1, CHANNELS, True, False)
+    spec = ContractionSpec(HARMONICS, HARMONICS, 1, CHANNELS, True, False, scalars_apart=True)
     text = contraction_kernels.describe(spec, "sm_90", torch.float32)
 
     def function(row_ptr: Tensor, _: Tensor, T: Tensor, w: Tensor, Y: Tensor, W: Tensor) -> list[Tensor]:
         T, w = T.sin(), w.sin()
-        out, v = contraction.contract(T, w, Y, W, row_ptr, text)
-        g = out.cos()
-        d_T, d_w, d_Y, n = contraction.contract_backward(T, w, Y, W, v, g, row_ptr, text)
-        of_g, of_T, of_w, of_Y, z = contraction.contract_double_backward(
-            T, w, Y, W, v, g, n, d_T, d_w, d_Y, row_ptr, text
+        out, v, scalars = contraction.contract(T, w, Y, W, row_ptr, text)
+        g, s = out.cos(), scalars.cos()
+        d_T, d_w, d_Y, n = contraction.contract_backward(T, w, Y, W, v, g, s, row_ptr, text)
+        of_g, of_s, of_T, of_w, of_Y, z = contraction.contract_double_backward(
+            T, w, Y, W, v, g, s, n, d_T, d_w, d_Y, row_ptr, text
         )
-        by_W = contraction.contract_double_by_weights(T, w, Y, v, g, d_T, d_Y, z, row_ptr, text)
-        return [of_g.sin(), of_T.sin(), of_w.sin(), of_Y, by_W]
+        by_W = contraction.contract_double_by_weights(T, w, Y, v, g, s, d_T, d_Y, z, row_ptr, text)
+        return [of_g.sin(), of_s.sin(), of_T.sin(), of_w.sin(), of_Y, by_W]
 
     return function, [(EDGES, 4, CHANNELS), (EDGES, 2, CHANNELS), (EDGES, 4), (4, CHANNELS)]
 

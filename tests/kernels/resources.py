@@ -22,7 +22,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from nequip_allegro.model import AllegroConfig, _layouts
+from nequip_allegro.model import AllegroConfig, contraction_specs
 from nequip_core.models.nequip import NequIPConfig, layouts
 from nequip_core.ops.contracts import (
     ALLEGRO_CONTRACT,
@@ -129,11 +129,11 @@ def of_contraction(spec: ContractionSpec, dtype: torch.dtype, name: str, block: 
     return compiled(function, dtype, constants, block)
 
 
-def contractions(l_max: int, parity: bool, num_layers: int, channels: int) -> Iterator[ContractionSpec]:
+def contractions(l_max: int, parity: bool, num_layers: int, channels: int) -> list[ContractionSpec]:
     """Of the layers of a model."""
-    layouts = _layouts(AllegroConfig(l_max=l_max, parity=parity, num_layers=num_layers))
-    for n, (before, after) in enumerate(itertools.pairwise(layouts)):
-        yield ContractionSpec(before, after, l_max, channels, True, factors=n == 0)
+    return contraction_specs(
+        AllegroConfig(l_max=l_max, parity=parity, num_layers=num_layers, num_tensor_features=channels)
+    )
 
 
 def of_convolution(spec: ConvolutionSpec, dtype: torch.dtype, name: str, group: int, block: Block) -> Resources:

@@ -27,6 +27,10 @@ def test_the_floor_is_what_must_be_moved() -> None:
     assert found["forward"].operations == 3 * 83 * edges * channels
     factors = floors.of_contraction(ContractionSpec(PLAIN, PLAIN, 2, channels, True, True), atoms, edges, 4)
     assert found["forward"].bytes - factors["forward"].bytes == 4 * edges * channels * 6
+    # With scalars apart, one number more for each of the result and its gradient.
+    apart = floors.of_contraction(ContractionSpec(PLAIN, PLAIN, 2, channels, True, False, True), atoms, edges, 4)
+    more = {name: (apart[name].bytes - found[name].bytes) / (4 * edges * channels) for name in found}
+    assert more == {"forward": 1, "backward": 1, "double_backward": 2, "by_weights": 1, "double_by_weights": 1}
     assert found["forward"].seconds(bandwidth=1e12, rate=1e30) == found["forward"].bytes / 1e12
     assert found["forward"].seconds(bandwidth=1e30, rate=1e12) == found["forward"].operations / 1e12
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, fx
 
-from nequip_allegro.model import AllegroConfig, _layouts
+from nequip_allegro.model import AllegroConfig, contraction_specs
 from nequip_core.errors import CheckError, ConfigError
 from nequip_core.graph import Graph
 from nequip_core.o3 import SCALAR, Irrep
@@ -29,6 +29,7 @@ CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 HARMONICS = tuple(Irrep(degree, (-1) ** degree) for degree in range(2))
 FIRST = ContractionSpec(HARMONICS, (SCALAR, Irrep(1, 1), Irrep(1, -1)), 1, 3, True, True)
 LATER = ContractionSpec(HARMONICS, HARMONICS, 1, 3, False, False)
+APART = replace(LATER, scalars_apart=True)
 
 
 def inputs_of(spec: ContractionSpec, graph: Graph, dtype: torch.dtype = torch.float64) -> list[Tensor]:
@@ -36,10 +37,7 @@ def inputs_of(spec: ContractionSpec, graph: Graph, dtype: torch.dtype = torch.fl
     return [torch.randn(shape, dtype=dtype, requires_grad=True) for shape in shapes]
 
 
-MODEL = [
-    ContractionSpec(before, after, 2, 3, True, factors=n == 0)
-    for n, (before, after) in enumerate(itertools.pairwise(_layouts(AllegroConfig(l_max=2, parity=True, num_layers=3))))
-]
+MODEL = contraction_specs(AllegroConfig(l_max=2, parity=True, num_layers=3, num_tensor_features=3))
 
 
 @pytest.mark.parametrize("spec", MODEL, ids=["first layer", "second layer", "last layer"])
@@ -53,32 +51,39 @@ def test_one_environment_weight_for_all_degrees(spec: ContractionSpec) -> None:
 
 
 @pytest.mark.parametrize(
-    "spec", [pytest.param(FIRST, id="first layer", marks=pytest.mark.slow), pytest.param(LATER, id="later layer")]
+    "spec",
+    [
+        pytest.param(FIRST, id="first layer", marks=pytest.mark.slow),
+        pytest.param(LATER, id="later layer"),
+        pytest.param(APART, id="scalars apart"),
+    ],
 )
 def test_operators_keep_torchs_rules(spec: ContractionSpec) -> None:
     graph = random_graph(4, (2, 0, 3))
     features, weights, harmonics, paths = inputs_of(spec, graph)
     kernel = make_contraction(spec, torch.float64, CPU)
-    out, environment = (x.detach() for x in kernel(features, weights, harmonics, paths, graph))
+    out, environment, *scalars = (x.detach() for x in kernel(features, weights, harmonics, paths, graph))
     grad = torch.randn_like(out, requires_grad=True)
+    scalar_grad = torch.randn_like(scalars[0], requires_grad=True) if scalars else None
     row_ptr, text = graph.row_ptr, kernel.text
     moving = [torch.randn_like(x) for x in (features, weights, harmonics)]
-    by_all = (features, weights, harmonics, paths, environment, grad)
+    by_all = (features, weights, harmonics, paths, environment, grad, scalar_grad)
     calls: list[tuple[Any, tuple[Any, ...]]] = [
         (operators.contract, (features, weights, harmonics, paths, row_ptr, text)),
         (operators.contract_backward, (*by_all, row_ptr, text)),
-        (operators.contract_by_weights, (features, weights, harmonics, environment, grad, row_ptr, text)),
+        (operators.contract_by_weights, (features, weights, harmonics, environment, grad, scalar_grad, row_ptr, text)),
     ]
     # These two have no further derivative.
     features, weights, harmonics, grad, paths = (x.detach() for x in (features, weights, harmonics, grad, paths))
+    grads = grad, None if scalar_grad is None else scalar_grad.detach()
     calls += [
         (
             operators.contract_double_backward,
-            (features, weights, harmonics, paths, environment, grad, environment, *moving, row_ptr, text),
+            (features, weights, harmonics, paths, environment, *grads, environment, *moving, row_ptr, text),
         ),
         (
             operators.contract_double_by_weights,
-            (features, weights, harmonics, environment, grad, moving[0], moving[2], environment, row_ptr, text),
+            (features, weights, harmonics, environment, *grads, moving[0], moving[2], environment, row_ptr, text),
         ),
     ]
     for operator, arguments in calls:
@@ -99,6 +104,23 @@ def test_an_absent_gradient_costs_nothing_and_weights_are_left_out_of_forces() -
         ["contract_double_backward", "contract_double_by_weights", "contract_backward", "contract_by_weights"]
     )
     assert paths.grad is not None
+
+
+@pytest.mark.parametrize("used", [(0,), (2,), (0, 2)], ids=["tensors", "scalars", "both"])
+def test_scalars_apart_are_the_first_component_whatever_is_used(used: tuple[int, ...]) -> None:
+    """The same as of a contraction that gives no scalars, value and both derivatives."""
+    graph = random_graph(4, (2, 0, 3))
+    inputs = inputs_of(APART, graph)
+
+    def derivatives(spec: ContractionSpec) -> list[Tensor]:
+        out, environment, *apart = make_contraction(spec, torch.float64, CPU)(*inputs, graph)
+        results = out, environment, apart[0] if apart else out[:, 0]
+        first = torch.autograd.grad(sum(results[n].sin().sum() for n in used), inputs, create_graph=True)
+        second = torch.autograd.grad(sum(one.square().sum() for one in first), inputs)
+        return [*results, *first, *second]
+
+    for one, other in zip(derivatives(APART), derivatives(LATER), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
 
 
 class Calls(torch.utils._python_dispatch.TorchDispatchMode):

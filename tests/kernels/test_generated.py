@@ -26,7 +26,7 @@ from nequip_kernels.mlp.kernels import ANY_CHANNELS, in_registers
 
 CHANNELS = 64
 HARMONICS = (SCALAR, Irrep(1, -1))
-CONTRACTION = ContractionSpec(HARMONICS, HARMONICS, 1, CHANNELS, True, False)
+CONTRACTION = ContractionSpec(HARMONICS, HARMONICS, 1, CHANNELS, True, False, scalars_apart=True)
 CONVOLUTION = ConvolutionSpec(Irreps([(SCALAR, 64), (Irrep(1, -1), 32)]), 1, True, HARMONICS)
 EXAMPLE, LEAST = Sizes(3, 23, 101), Sizes(1, 1, 1)
 CUDA = torch.device("cuda")
@@ -117,23 +117,27 @@ def test_launches_of_the_contraction_are_traced_and_write_their_results_only(abs
     text = contraction_kernels.describe(CONTRACTION, "sm_90", torch.float32)
     kernels = contraction_kernels.kernels_of(text, 2)
 
-    def all_kernels(T: Tensor, w: Tensor, Y: Tensor, W: Tensor, g: Tensor, v: Tensor, row_ptr: Tensor) -> list[Tensor]:
+    def all_kernels(
+        T: Tensor, w: Tensor, Y: Tensor, W: Tensor, g: Tensor, s: Tensor, v: Tensor, row_ptr: Tensor
+    ) -> list[Tensor]:
         return [
             *kernels.forward(T, w, Y, W, row_ptr),
-            *kernels.backward(T, w, Y, W, v, g, row_ptr),
-            *kernels.double_backward(T, w, Y, W, v, g, v, T, w, Y, row_ptr),
-            kernels.by_weights(T, Y, v, g, row_ptr),
-            kernels.double_by_weights(T, Y, v, g, T, Y, v, row_ptr),
+            *kernels.backward(T, w, Y, W, v, g, s, row_ptr),
+            *kernels.double_backward(T, w, Y, W, v, g, s, v, T, w, Y, row_ptr),
+            kernels.by_weights(T, Y, v, g, s, row_ptr),
+            kernels.double_by_weights(T, Y, v, g, s, T, Y, v, row_ptr),
         ]
 
     rows: list[tuple[str | int, ...]] = [("edges", 4, CHANNELS), ("edges", 2, CHANNELS), ("edges", 4), (4, CHANNELS)]
-    shapes = [*rows, ("edges", 4, CHANNELS), ("atoms", 4, CHANNELS)]
+    shapes = [*rows, ("edges", 4, CHANNELS), ("edges", CHANNELS), ("atoms", 4, CHANNELS)]
     graph = launches(all_kernels, shapes, ("atoms_and_one",))
     assert not [node for node in graph.graph.nodes if "clone" in str(node.target)]
     assert accessed(graph) == {
-        "contract_forward": {"out", "environment"},
+        "contract_forward": {"out", "environment", "scalars"},
         "contract_backward": {"d_features", "d_env_weights", "d_harmonics", "d_environment"},
-        "contract_double_backward": {"of_grad", "of_features", "of_env_weights", "of_harmonics", "to_environment"},
+        "contract_double_backward": {
+            *("of_grad", "of_scalar_grad", "of_features", "of_env_weights", "of_harmonics", "to_environment"),
+        },
         "contract_by_weights": {"sums"},
         "contract_double_by_weights": {"sums"},
     }

@@ -6,18 +6,21 @@ On the CPU the operators compute in plain torch; everything around them is what 
 from __future__ import annotations
 
 import copy
+import operator
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from nequip_core.graph import Graph
 from nequip_core.ops.contraction import DenseContraction
 from nequip_core.ops.mlp import ReferenceMLP
 from nequip_core.ops.reference import DenseConvolution, TwoForms
 from nequip_core.plugins.manager import load_registry
 from nequip_core.potential import Potential
 from nequip_core.testing import checks, systems
-from nequip_core.testing.checks import Case, make_case
+from nequip_core.testing.checks import SMALLEST, TRACED, Case, make_case
+from nequip_core.tracing import axes, sample_graph, trace
 from nequip_kernels.contraction.make import KernelContraction
 from nequip_kernels.convolution.make import KernelConvolution
 from nequip_kernels.mlp.make import KernelMLP
@@ -73,3 +76,28 @@ def test_predictions_and_weights_are_the_same(cases: tuple[Case, Case]) -> None:
 
 def test_one_graph_for_all_sizes_with_the_gradients_of_training(cases: tuple[Case, Case]) -> None:
     checks.one_graph(cases[1])
+
+
+def test_between_contractions_of_allegro_no_tensor_is_touched() -> None:
+    """The gradient of the scalars goes to the kernel by itself: it is not filled up with zeros and added."""
+    case = make_case(load_registry().models["allegro"], MODELS["allegro"])
+    with_our_operators(case.potential.requires_grad_(False))
+    forces = trace(
+        lambda *graph: case.potential(Graph(*graph)).forces,
+        [],
+        list(sample_graph(case.info, TRACED)),
+        axes(Graph),
+        TRACED,
+        SMALLEST,
+    )
+    specs = [one.spec for one in case.potential.modules() if isinstance(one, KernelContraction)]
+    dims = {spec.dim_out for spec in specs if spec.scalars_apart}
+    assert dims == {4, 7}
+    tensors = [node for node in forces.graph.nodes if is_tensor_of(node.meta.get("val"), dims, specs[0].channels)]
+    assert len(tensors) >= 2 * len(dims)  # each result and its gradient
+    assert {node.target for node in tensors} == {operator.getitem}  # what operators of ours gave
+
+
+def is_tensor_of(value: object, dims: set[int], channels: int) -> bool:
+    """Whether these are components of edges or atoms."""
+    return isinstance(value, Tensor) and value.dim() == 3 and value.shape[1] in dims and value.shape[2] == channels

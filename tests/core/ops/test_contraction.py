@@ -21,6 +21,7 @@ SPECS = {
     "middle": ContractionSpec(ALL, ALL, 2, 3, coupled=True, factors=False),
     "uncoupled": ContractionSpec(HARMONICS, HARMONICS, 2, 3, coupled=False, factors=False),
     "last": ContractionSpec(HARMONICS, (SCALAR,), 2, 3, coupled=True, factors=False),
+    "scalars apart": ContractionSpec(HARMONICS, HARMONICS, 2, 3, coupled=True, factors=False, scalars_apart=True),
 }
 
 
@@ -58,10 +59,13 @@ def test_two_forms_are_one_operator(name: str, degrees: int, graph: Graph) -> No
     cotangent = torch.randn(given[0].shape[0], spec.dim_out, spec.channels, dtype=torch.float64)
 
     def all_orders(contraction: torch.nn.Module) -> list[Tensor]:
-        out, environment = contraction(*given, graph)
-        first = torch.autograd.grad((out * cotangent).sin().sum(), given, create_graph=True)
+        out, environment, *apart = contraction(*given, graph)
+        total = sum([(one * cotangent[:, 0]).cos().sum() for one in apart], (out * cotangent).sin().sum())
+        first = torch.autograd.grad(total, given, create_graph=True)
         second = torch.autograd.grad(sum((g**2).sum() for g in first), given)
-        return [out, environment, *first, *second]
+        if spec.scalars_apart:
+            torch.testing.assert_close(apart, [out[:, 0]], rtol=0, atol=0)
+        return [out, environment, *apart, *first, *second]
 
     ours, theirs = (all_orders(form(spec).double()) for form in (DenseContraction, UnrolledContraction))
     for one, other in zip(ours, theirs, strict=True):
@@ -90,3 +94,11 @@ def test_the_contract_as_written(graph: Graph) -> None:
     ours, ours_environment = DenseContraction(spec).double()(features, weights, harmonics, paths, graph)
     torch.testing.assert_close(ours, out)
     torch.testing.assert_close(ours_environment, environment)
+
+
+@pytest.mark.parametrize(
+    "irreps", [(SCALAR,), HARMONICS[1:], HARMONICS[::-1]], ids=["nothing else", "none", "not first"]
+)
+def test_scalars_apart_must_come_first_and_not_alone(irreps: tuple[Irrep, ...]) -> None:
+    with pytest.raises(ValueError, match=r"begin with 0e and go on, received \S+\."):
+        ContractionSpec(HARMONICS, irreps, 2, 3, coupled=True, factors=False, scalars_apart=True)

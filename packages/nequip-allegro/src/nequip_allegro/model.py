@@ -91,11 +91,7 @@ class Allegro(nn.Module):
         self.one_norm = len(set(self.norm.tolist())) == 1
         self.norm_of_types, self.opening_weights = Kept(), Kept()
 
-        layouts = _layouts(config)
-        specs = [
-            ContractionSpec(before, after, config.l_max, channels, config.tp_path_channel_coupling, factors=n == 0)
-            for n, (before, after) in enumerate(itertools.pairwise(layouts))
-        ]
+        specs = contraction_specs(config)
         self.contractions = nn.ModuleList(ops.make(ALLEGRO_CONTRACT, spec) for spec in specs)
         self.path_weights = nn.ParameterList(
             torch.empty(len(spec.paths), channels if spec.coupled else 1).uniform_(-math.sqrt(3), math.sqrt(3))
@@ -143,9 +139,8 @@ class Allegro(nn.Module):
         ):
             environment = self._by_degree(weights if of_edges is None else of_edges * weights)
             paths = scaled(_first_times, norms, path_weights) if self.one_norm else path_weights
-            tensors, _ = contract(tensors, environment, harmonics, paths, graph)
-            # Even scalars come first. Where there is nothing else, a view has a gradient without zeros to fill up.
-            latent = network(*track, tensors.flatten(1) if tensors.shape[1] == 1 else tensors[:, 0])
+            tensors, _, *apart = contract(tensors, environment, harmonics, paths, graph)
+            latent = network(*track, apart[0] if apart else tensors.flatten(1))
             # The last layer has no next environment.
             scalars, *rest = [latent] if isinstance(latent, Tensor) else latent
             weights = rest[0] if rest else weights
@@ -210,6 +205,22 @@ def _two_body(config: AllegroConfig, num_types: int) -> nn.Module:
         config.polynomial_cutoff_p,
         train_bessels=config.train_bessels,
     )
+
+
+def contraction_specs(config: AllegroConfig) -> list[ContractionSpec]:
+    """What each layer couples. The scalar track takes the even scalars: apart, where a result holds more than them."""
+    return [
+        ContractionSpec(
+            irreps_in=before,
+            irreps_out=after,
+            l_max=config.l_max,
+            channels=config.num_tensor_features,
+            coupled=config.tp_path_channel_coupling,
+            factors=n == 0,
+            scalars_apart=after != (SCALAR,),
+        )
+        for n, (before, after) in enumerate(itertools.pairwise(_layouts(config)))
+    ]
 
 
 def _layouts(config: AllegroConfig) -> list[tuple[Irrep, ...]]:

@@ -231,10 +231,10 @@ def cases(channels: int) -> Iterator[Case]:
             if any(couplings(one, degree, (-1) ** degree, [out]) for one in plain for degree in range(l_max + 1))
         )
         layers = {
-            "first": ContractionSpec(plain, plain, l_max, channels, True, True),
-            "middle": ContractionSpec(plain, plain, l_max, channels, True, False),
+            "first": ContractionSpec(plain, plain, l_max, channels, True, True, scalars_apart=True),
+            "middle": ContractionSpec(plain, plain, l_max, channels, True, False, scalars_apart=True),
             "last": ContractionSpec(plain, (SCALAR,), l_max, channels, True, False),
-            "parity": ContractionSpec(reached, plain, l_max, channels, True, False),
+            "parity": ContractionSpec(reached, plain, l_max, channels, True, False, scalars_apart=True),
         }
         for name, spec in layers.items():
             yield Case(f"allegro l{l_max} {name}", ALLEGRO_CONTRACT, spec, channels, _contraction_calls(spec))
@@ -273,20 +273,21 @@ def _contraction_calls(spec: ContractionSpec) -> Callable[[Graph, torch.dtype], 
         T, w, Y, W = inputs
         edges = graph.edge_shift.shape[0]
         g = torch.randn(edges, spec.dim_out, spec.channels, dtype=dtype, device=T.device)
+        s = torch.randn(edges, spec.channels, dtype=dtype, device=T.device) if spec.scalars_apart else None
         v = torch.randn_like(made.of_atoms(T, graph.row_ptr))
         x, c, y = (torch.randn_like(one) for one in (T, w, Y))
         ptr = graph.row_ptr
-        arguments: dict[str, tuple[Tensor, ...]] = {
+        arguments: dict[str, tuple[Tensor | None, ...]] = {
             "forward": (T, w, Y, W, ptr),
-            "backward": (T, w, Y, W, v, g, ptr),
-            "double_backward": (T, w, Y, W, v, g, v, x, c, y, ptr),
-            "by_weights": (T, Y, v, g, ptr),
-            "double_by_weights": (T, Y, v, g, x, y, v, ptr),
+            "backward": (T, w, Y, W, v, g, s, ptr),
+            "double_backward": (T, w, Y, W, v, g, s, v, x, c, y, ptr),
+            "by_weights": (T, Y, v, g, s, ptr),
+            "double_by_weights": (T, Y, v, g, s, x, y, v, ptr),
         }
         floor = floors.of_contraction(spec, graph.types.shape[0], edges, T.element_size())
         for name, given in arguments.items():
 
-            def make(block: Block, name: str = name, given: tuple[Tensor, ...] = given) -> Callable[[], Any]:
+            def make(block: Block, name: str = name, given: tuple[Tensor | None, ...] = given) -> Callable[[], Any]:
                 kernels = contraction.Kernels(spec, made.blocks | {name: block}, spec.l_max + 1)
                 return lambda: getattr(kernels, name)(*given)
 

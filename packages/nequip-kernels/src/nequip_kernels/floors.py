@@ -52,7 +52,8 @@ def of_contraction(
         degrees: environment weights; default: one for each degree.
     """
     table = ContractionTable(spec, spec.l_max + 1 if degrees is None else degrees)
-    T, w, out, terms = table.stored_in, table.degrees, spec.dim_out, len(table.terms)
+    T, w, terms = table.stored_in, table.degrees, len(table.terms)
+    out = spec.dim_out + int(spec.scalars_apart)
     harmonics = edges * table.components
     environment = atoms * table.components * spec.channels
 

@@ -80,7 +80,7 @@ class DenseContraction(nn.Module):
         harmonics: Float[Tensor, "edges components"],
         path_weights: Float[Tensor, "paths channels_or_1"],
         graph: Graph,
-    ) -> tuple[Float[Tensor, "edges components_out channels"], Float[Tensor, "atoms components channels"]]:
+    ) -> tuple[Tensor, ...]:
         """See nequip_core.ops.contracts."""
         spec = self.spec
         rows = Rows.of(graph)
@@ -89,8 +89,9 @@ class DenseContraction(nn.Module):
         if spec.factors:
             features = _by_component(features, spec.l_max) * harmonics.unsqueeze(2)
         # Batched over atoms and channels: [edges of the atom, m1] @ [m1, k].
-        out = rows.pad(features).permute(0, 3, 1, 2) @ matrices
-        return rows.unpad(out.permute(0, 2, 3, 1)), environment
+        padded = rows.pad(features).permute(0, 3, 1, 2) @ matrices
+        out = rows.unpad(padded.permute(0, 2, 3, 1))
+        return (out, environment, out[:, 0]) if spec.scalars_apart else (out, environment)
 
     def _environment(self, weights: Tensor, harmonics: Tensor) -> Tensor:
         """[atoms, components, channels] from padded [atoms, row, degrees, channels] and [atoms, row, components]."""
@@ -212,7 +213,7 @@ class UnrolledContraction(nn.Module):
         harmonics: Float[Tensor, "edges components"],
         path_weights: Float[Tensor, "paths channels_or_1"],
         graph: Graph,
-    ) -> tuple[Float[Tensor, "edges components_out channels"], Float[Tensor, "atoms components channels"]]:
+    ) -> tuple[Tensor, ...]:
         """See nequip_core.ops.contracts."""
         spec = self.spec
         centre = graph.edge_index[0], graph.row_ptr
@@ -231,4 +232,5 @@ class UnrolledContraction(nn.Module):
             for k, total in sums.items():
                 weighted = path_weights[path] * total
                 rows[k] = rows[k] + weighted if k in rows else weighted
-        return torch.stack([rows[k] for k in range(spec.dim_out)], dim=1), environment
+        out = torch.stack([rows[k] for k in range(spec.dim_out)], dim=1)
+        return (out, environment, rows[0]) if spec.scalars_apart else (out, environment)

@@ -21,7 +21,7 @@ allegro.contract/1
     One tensor-product layer of Allegro (arXiv:2204.05249, eq. 15-17): each atom's environment, the sum over its edges
     of weighted harmonics, contracted with the tensor features of the same edges.
 
-    ``contract(features, env_weights, harmonics, path_weights, graph) -> (out, environment)``
+    ``contract(features, env_weights, harmonics, path_weights, graph) -> (out, environment[, scalars])``
 
     features      [edges, irreps_in's components, channels]; in a first layer (``factors``) the weights w0
                   [edges, l_max + 1, channels] of the features w0 * Y instead, which are never stored
@@ -30,12 +30,15 @@ allegro.contract/1
     path_weights  [paths, channels], or [paths, 1] for all channels
     out           [edges, irreps_out's components, channels]
     environment   [atoms, (l_max + 1)^2, channels], returned so that a derivative need not compute it again
+    scalars       [edges, channels], with ``scalars_apart`` only: out's first component, the even scalars
 
     environment_i[m2, u] = sum_j env_weights_ij[l(m2), u] Y_ij[m2]
     out_ij[k, u] = sum_path path_weights[path, u] sum_{m1, m2} sqrt(2 l3 + 1) w3j[m1, m2, k] features_ij[m1, u]
                    environment_i[m2, u]
 
-    Only ``out`` is differentiated: twice with respect to the first four arguments. Deterministic.
+    ``out`` and ``scalars`` are differentiated, twice with respect to the first four arguments; the environment is not.
+    Who wants the scalars alone takes them from here: the gradient of ``out[:, 0]`` is as large as ``out``, zeros nearly
+    all of it, and is added to the other gradient of ``out``. Deterministic.
 
 scalar_mlp/1
     A multilayer perceptron without bias, applied to each row of its inputs side by side.
@@ -63,7 +66,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from nequip_core.graph import Graph
-from nequip_core.o3 import Irrep, Irreps, couplings
+from nequip_core.o3 import SCALAR, Irrep, Irreps, couplings
 
 NEQUIP_CONVOLUTION = "nequip.convolution/1"
 
@@ -132,6 +135,10 @@ class ContractionSpec:
         channels: of the tensor features.
         coupled: whether each channel has path weights of its own.
         factors: whether the features come as the weights of harmonics (first layer).
+        scalars_apart: whether the even scalars are wanted as a result of their own too.
+
+    Raises:
+        ValueError: scalars are wanted apart where they do not come first, or where there is nothing else.
     """
 
     irreps_in: tuple[Irrep, ...]
@@ -140,6 +147,14 @@ class ContractionSpec:
     channels: int
     coupled: bool
     factors: bool
+    scalars_apart: bool = False
+
+    def __post_init__(self) -> None:
+        if self.scalars_apart and (self.irreps_out[:1] != (SCALAR,) or len(self.irreps_out) == 1):
+            raise ValueError(
+                "scalars_apart needs irreps_out that begin with 0e and go on, received "
+                f"{'+'.join(map(str, self.irreps_out)) or 'none'}."
+            )
 
     @property
     def paths(self) -> tuple[Path, ...]:
@@ -220,8 +235,8 @@ class Contraction(Protocol):
         harmonics: Float[Tensor, "edges components"],
         path_weights: Float[Tensor, "paths channels_or_1"],
         graph: Graph,
-    ) -> tuple[Float[Tensor, "edges components_out channels"], Float[Tensor, "atoms components channels"]]:
-        """Features of the next layer, and the environment."""
+    ) -> tuple[Tensor, ...]:
+        """Features of the next layer, the environment, and the scalars if they are wanted apart."""
         ...
 
 

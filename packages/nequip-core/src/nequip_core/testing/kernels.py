@@ -31,6 +31,9 @@ from nequip_core.plugins.manager import load_registry
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5}
 """Largest deviation of any number, as a part of the largest number of its tensor."""
 
+RESULTS = ("value", "environment", "scalars")
+"""Names of what an operator gives, in order; all but contractions give the first only."""
+
 LENGTHS = (7, 0, 3, 11, 1, 5)
 """Edges of the atoms of the graph that is drawn, over and over."""
 
@@ -130,9 +133,9 @@ def derivatives(
 ) -> dict[str, Tensor]:
     """Value, first derivative and second derivative of an operator of tensors and a graph, by name.
 
-    The first is by a direction of the result, the second by one of the first derivatives, all drawn from the seed. So
+    The first is by a direction of each result, the second by one of the first derivatives, all drawn from the seed. So
     both are sums of products only, and what float32 rounds stays as small as in the operator. The second derivative by
-    the direction of the result is what forces contribute to the gradient of a loss.
+    the direction of a result is what forces contribute to the gradient of a loss.
     """
     leaves = {label: x.detach().requires_grad_() for label, x in inputs.items()}
     generator = torch.Generator().manual_seed(seed + 1)
@@ -141,15 +144,18 @@ def derivatives(
         return torch.randn(x.shape, generator=generator).to(x)  # the same numbers, whatever the operator computes in
 
     result = function(*leaves.values(), graph)
-    out, environment = result if isinstance(result, tuple) else (result, None)
-    found = {"value": out.detach()} | ({} if environment is None else {"environment": environment.detach()})
+    results = dict(zip(RESULTS, result if isinstance(result, tuple) else (result,), strict=False))
+    found = {label: x.detach() for label, x in results.items()}
+    results.pop("environment", None)  # which has no derivative
+    directions = {f"direction of {label}": direction(x).requires_grad_() for label, x in results.items()}
     if orders >= 1:
-        leaves_of_first = {**leaves, "direction": direction(out).requires_grad_()}
-        first = torch.autograd.grad(out, list(leaves.values()), leaves_of_first["direction"], create_graph=orders > 1)
+        given = [*results.values()], [*leaves.values()], [*directions.values()]
+        first = torch.autograd.grad(*given, create_graph=orders > 1)
         found |= {f"by {label}": x.detach() for label, x in zip(leaves, first, strict=True)}
     if orders >= 2:
-        second = torch.autograd.grad(first, list(leaves_of_first.values()), [direction(x) for x in first])
-        found |= {f"second by {label}": x.detach() for label, x in zip(leaves_of_first, second, strict=True)}
+        variables = leaves | directions
+        second = torch.autograd.grad(first, list(variables.values()), [direction(x) for x in first])
+        found |= {f"second by {label}": x.detach() for label, x in zip(variables, second, strict=True)}
     return found
 
 

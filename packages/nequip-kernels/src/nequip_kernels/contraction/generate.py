@@ -15,6 +15,9 @@ double     of S = <x, dT> + <c, dw> + <y, dY>, where z = sum_edges (c Y + w y):
 by W       sum_edges (g C(T, v) without W); of S: the same with C(x, v) + C(T, z)
 
 In a first layer (`factors`) T = w0 Y, so dw0 = dT Y, and so on; its share of dY is stored beside the other.
+
+Where the even scalars are wanted apart (`scalars_apart`), component 0 of the output is stored twice and its gradient is
+the sum of two: they meet in registers, where else a tensor as large as the output would be read and written.
 """
 
 from __future__ import annotations
@@ -51,7 +54,7 @@ def _forward(table: Table) -> Kernel:
     spec = table.spec
     k = Kernel(
         "contract_forward",
-        ["features", "env_weights", "harmonics", "path_weights", "out", "environment"],
+        [*("features", "env_weights", "harmonics", "path_weights", "out", "environment"), *_apart(table, "scalars")],
         dtype_of="out",
     )
     k.this_atom()
@@ -73,7 +76,7 @@ def _forward(table: Table) -> Kernel:
             for path, terms in paths:
                 k(_weight(table, path))
                 parts.append(f"W{path} * ({plus(f'{t.value!r} * (T{t.i} * v{t.j})' for t in terms)})")
-            k.store_edge("out", component, plus(parts))
+            _store_output(k, table, "out", "scalars", component, plus(parts))
     return k
 
 
@@ -83,6 +86,7 @@ def _backward(table: Table) -> Kernel:
         "contract_backward",
         [
             *("features", "env_weights", "harmonics", "path_weights", "environment", "grad"),
+            *_apart(table, "scalar_grad"),
             *("d_features", "d_env_weights", "d_harmonics", "d_environment"),
         ],
         dtype_of="grad",
@@ -99,7 +103,7 @@ def _backward(table: Table) -> Kernel:
         k.edge_rows("grad", spec.dim_out)
         k.zeros("d", spec.dim_in)
         for component, paths in table.by_output():
-            k.load_edge(f"g{component}", "grad", component)
+            _load_gradient(k, table, component)
             for path, terms in paths:
                 k(_weight(table, path), f"h = W{path} * g{component}")
                 for t in terms:
@@ -129,9 +133,11 @@ def _double_backward(table: Table) -> Kernel:
     k = Kernel(
         "contract_double_backward",
         [
-            *("features", "env_weights", "harmonics", "path_weights", "environment", "grad", "d_environment"),
-            *("to_features", "to_env_weights", "to_harmonics"),
-            *("of_grad", "of_features", "of_env_weights", "of_harmonics", "to_environment"),
+            *("features", "env_weights", "harmonics", "path_weights", "environment", "grad"),
+            *_apart(table, "scalar_grad"),
+            *("d_environment", "to_features", "to_env_weights", "to_harmonics", "of_grad"),
+            *_apart(table, "of_scalar_grad"),
+            *("of_features", "of_env_weights", "of_harmonics", "to_environment"),
         ],
         dtype_of="grad",
     )
@@ -157,7 +163,7 @@ def _double_backward(table: Table) -> Kernel:
         k.edge_rows("grad", spec.dim_out)
         k.edge_rows("of_grad", spec.dim_out)
         for component, paths in table.by_output():
-            k.load_edge(f"g{component}", "grad", component)
+            _load_gradient(k, table, component)
             parts = []
             for path, terms in paths:
                 k(_weight(table, path), f"h = W{path} * g{component}")
@@ -166,7 +172,7 @@ def _double_backward(table: Table) -> Kernel:
                     k(f"q = {t.value!r} * h", f"d{t.i} += q * z{t.j}", f"a{t.j} += q * x{t.i}")
                     if spec.factors:
                         k(f"p{t.i} += q * v{t.j}")
-            k.store_edge("of_grad", component, plus(parts))
+            _store_output(k, table, "of_grad", "of_scalar_grad", component, plus(parts))
         k.edge_rows("of_features", table.stored_in)
         if spec.factors:
             for degree, members in _factors(table):
@@ -190,7 +196,7 @@ def _double_backward(table: Table) -> Kernel:
 def _by_weights(table: Table, *, double: bool) -> Kernel:
     """Sums of a fixed number of programs, [programs, paths, U], which the caller adds up in order."""
     spec = table.spec
-    tensors = ["features", "harmonics", "environment", "grad"]
+    tensors = ["features", "harmonics", "environment", "grad", *_apart(table, "scalar_grad")]
     if double:
         tensors += ["to_features", "to_harmonics", "to_environment"]
     k = Kernel(
@@ -212,7 +218,7 @@ def _by_weights(table: Table, *, double: bool) -> Kernel:
                 _load_features(k, table, "x", "to_features", along="T")
             k.edge_rows("grad", spec.dim_out)
             for component, paths in table.by_output():
-                k.load_edge(f"g{component}", "grad", component)
+                _load_gradient(k, table, component)
                 for path, terms in paths:
                     product = "x{0.i} * v{0.j} + T{0.i} * z{0.j}" if double else "T{0.i} * v{0.j}"
                     k(f"s{path} += g{component} * ({plus(f'{t.value!r} * ({product.format(t)})' for t in terms)})")
@@ -220,6 +226,30 @@ def _by_weights(table: Table, *, double: bool) -> Kernel:
     for path in range(table.paths):
         k(f"tl.store(sums_at + {path} * U, tl.sum(s{path}, 0), mask=channel)")
     return k
+
+
+def _apart(table: Table, argument: str) -> list[str]:
+    """An argument of kernels whose even scalars are wanted apart."""
+    return [argument] if table.spec.scalars_apart else []
+
+
+def _store_output(k: Kernel, table: Table, tensor: str, scalars: str, component: int, value: str) -> None:
+    """A component of the output, or of what moves as the output does; the first one to the scalars too."""
+    if component == 0 and table.spec.scalars_apart:
+        k(f"r = {value}")
+        k.edge_rows(scalars, 1)
+        k.store_edge(scalars, 0, "r")
+        value = "r"
+    k.store_edge(tensor, component, value)
+
+
+def _load_gradient(k: Kernel, table: Table, component: int) -> None:
+    """A component of the output's gradient; the first one has that of the scalars in it."""
+    k.load_edge(f"g{component}", "grad", component)
+    if component == 0 and table.spec.scalars_apart:
+        k.edge_rows("scalar_grad", 1)
+        k.load_edge("gs", "scalar_grad", 0)
+        k("g0 += gs")
 
 
 def _load_features(k: Kernel, table: Table, name: str, tensor: str, along: str = "") -> None:

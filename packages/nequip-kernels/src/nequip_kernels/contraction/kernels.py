@@ -78,13 +78,13 @@ class Kernels:
 
     def forward(
         self, features: Tensor, env_weights: Tensor, harmonics: Tensor, path_weights: Tensor, row_ptr: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Result and environment."""
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Result, environment and scalars."""
         out = features.new_empty(features.shape[0], self.spec.dim_out, self.spec.channels)
-        environment = self.of_atoms(features, row_ptr)
+        environment, scalars = self.of_atoms(features, row_ptr), self.of_scalars(features)
         inputs = contiguous(features, env_weights, harmonics, path_weights)
-        self.launch("forward", row_ptr.shape[0], *inputs, out, environment, row_ptr)
-        return out, environment
+        self.launch("forward", row_ptr.shape[0], *inputs, out, environment, *self._if_apart(scalars), row_ptr)
+        return out, environment, scalars
 
     def backward(
         self,
@@ -94,10 +94,13 @@ class Kernels:
         path_weights: Tensor,
         environment: Tensor,
         grad: Tensor,
+        scalar_grad: Tensor | None,
         row_ptr: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Derivatives by features, environment weights, harmonics and environment."""
-        inputs = contiguous(features, env_weights, harmonics, path_weights, environment, grad)
+        inputs = contiguous(
+            *(features, env_weights, harmonics, path_weights, environment, grad), *self._if_apart(scalar_grad)
+        )
         outputs = (
             like(features),
             like(env_weights),
@@ -116,33 +119,43 @@ class Kernels:
         path_weights: Tensor,
         environment: Tensor,
         grad: Tensor,
+        scalar_grad: Tensor | None,
         d_environment: Tensor,
         to_features: Tensor,
         to_env_weights: Tensor,
         to_harmonics: Tensor,
         row_ptr: Tensor,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """Derivatives by gradient, features, environment weights and harmonics; the direction of the environment."""
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Derivatives by both gradients, features, environment weights, harmonics; the environment's direction."""
         inputs = contiguous(
-            *(features, env_weights, harmonics, path_weights, environment, grad, d_environment),
-            *(to_features, to_env_weights, to_harmonics),
+            *(features, env_weights, harmonics, path_weights, environment, grad),
+            *self._if_apart(scalar_grad),
+            *(d_environment, to_features, to_env_weights, to_harmonics),
         )
+        of_grad, of_scalar_grad = like(grad), self.of_scalars(features)
         outputs = (
-            like(grad),
             like(features),
             like(env_weights),
             self._sums_over_channels("double_backward", harmonics),
             self.of_atoms(features, row_ptr),
         )
-        self.launch("double_backward", row_ptr.shape[0], *inputs, *outputs, row_ptr)
-        of_grad, of_features, of_env_weights, of_harmonics, to_environment = outputs
-        return of_grad, of_features, of_env_weights, of_harmonics.sum(1), to_environment
+        of_gradients = of_grad, *self._if_apart(of_scalar_grad)
+        self.launch("double_backward", row_ptr.shape[0], *inputs, *of_gradients, *outputs, row_ptr)
+        of_features, of_env_weights, of_harmonics, to_environment = outputs
+        return of_grad, of_scalar_grad, of_features, of_env_weights, of_harmonics.sum(1), to_environment
 
     def by_weights(
-        self, features: Tensor, harmonics: Tensor, environment: Tensor, grad: Tensor, row_ptr: Tensor
+        self,
+        features: Tensor,
+        harmonics: Tensor,
+        environment: Tensor,
+        grad: Tensor,
+        scalar_grad: Tensor | None,
+        row_ptr: Tensor,
     ) -> Tensor:
         """Derivative by the path weights, [paths, channels] or [paths, 1]."""
-        return self._sum_paths("by_weights", row_ptr, features, harmonics, environment, grad)
+        gradients = grad, *self._if_apart(scalar_grad)
+        return self._sum_paths("by_weights", row_ptr, features, harmonics, environment, *gradients)
 
     def double_by_weights(
         self,
@@ -150,14 +163,16 @@ class Kernels:
         harmonics: Tensor,
         environment: Tensor,
         grad: Tensor,
+        scalar_grad: Tensor | None,
         to_features: Tensor,
         to_harmonics: Tensor,
         to_environment: Tensor,
         row_ptr: Tensor,
     ) -> Tensor:
         """The same of a sum of first derivatives times directions."""
+        gradients = grad, *self._if_apart(scalar_grad)
         moving = to_features, to_harmonics, to_environment
-        return self._sum_paths("double_by_weights", row_ptr, features, harmonics, environment, grad, *moving)
+        return self._sum_paths("double_by_weights", row_ptr, features, harmonics, environment, *gradients, *moving)
 
     def _sum_paths(self, name: str, row_ptr: Tensor, *inputs: Tensor) -> Tensor:
         programs = 3 if interpreted() else PROGRAMS  # the interpreter takes one after the other
@@ -168,6 +183,19 @@ class Kernels:
     def of_atoms(self, features: Tensor, row_ptr: Tensor) -> Tensor:
         """Room for an environment."""
         return features.new_empty(row_ptr.shape[0] - 1, self.table.components, self.spec.channels)
+
+    def of_scalars(self, features: Tensor) -> Tensor:
+        """Room for the scalars, or for what moves as they do; empty where they are not wanted apart."""
+        if not self.spec.scalars_apart:
+            return features.new_empty(0)
+        return features.new_empty(features.shape[0], self.spec.channels)
+
+    def _if_apart(self, tensor: Tensor | None) -> tuple[Tensor, ...]:
+        """An argument of kernels whose scalars are wanted apart."""
+        if not self.spec.scalars_apart:
+            return ()
+        assert tensor is not None
+        return (tensor,)
 
     def _sums_over_channels(self, name: str, harmonics: Tensor) -> Tensor:
         """One for each block of channels; two with factors, one from either sweep."""

@@ -46,7 +46,7 @@ class KernelContraction(nn.Module):
         harmonics: Float[Tensor, "edges components"],
         path_weights: Float[Tensor, "paths channels_or_1"],
         graph: Graph,
-    ) -> tuple[Float[Tensor, "edges components_out channels"], Float[Tensor, "atoms components channels"]]:
+    ) -> tuple[Tensor, ...]:
         """See nequip_core.ops.contracts.
 
         Raises:
@@ -55,10 +55,8 @@ class KernelContraction(nn.Module):
         from nequip_kernels.contraction.operators import contract
 
         self._check(features, env_weights, harmonics, path_weights)
-        result: tuple[Tensor, Tensor] = contract(
-            features, env_weights, harmonics, path_weights, graph.row_ptr, self.text
-        )
-        return result
+        out, environment, scalars = contract(features, env_weights, harmonics, path_weights, graph.row_ptr, self.text)
+        return (out, environment, scalars) if self.spec.scalars_apart else (out, environment)
 
     def _check(self, features: Tensor, env_weights: Tensor, harmonics: Tensor, path_weights: Tensor) -> None:
         """A kernel reads what it was made for, whatever is there."""

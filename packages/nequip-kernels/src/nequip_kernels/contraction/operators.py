@@ -7,7 +7,8 @@ On CUDA an operator launches one kernel; torch.compile and AOTInductor see the l
 `nequip_kernels.contraction.reference` computes. The derivative by path weights is an operator of its own: a pass that
 wants forces only never pays for it. The third derivative does not exist.
 
-``spec`` is the text of `nequip_kernels.contraction.kernels.describe`.
+``spec`` is the text of `nequip_kernels.contraction.kernels.describe`. Where it wants the even scalars apart, they are a
+result of their own and ``scalar_grad`` is their gradient; else the one is empty and the other None.
 """
 
 # torch reads the annotations to make the operators' schemas, so they are types here and not strings.
@@ -26,8 +27,8 @@ from nequip_kernels.wanted import wanted
 @operator("nequip_kernels::contract")
 def contract(
     features: Tensor, env_weights: Tensor, harmonics: Tensor, path_weights: Tensor, row_ptr: Tensor, spec: str
-) -> tuple[Tensor, Tensor]:
-    """Result and environment; see nequip_core.ops.contracts."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Result, environment and scalars; see nequip_core.ops.contracts."""
     kernels = _kernels(spec, env_weights)
     inputs = features, env_weights, harmonics, path_weights, row_ptr
     return kernels.forward(*inputs) if launched(features) else reference.forward(kernels.table, *inputs)
@@ -41,12 +42,16 @@ def contract_backward(
     path_weights: Tensor,
     environment: Tensor,
     grad: Tensor,
+    scalar_grad: Tensor | None,
     row_ptr: Tensor,
     spec: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Derivatives of sum(grad * out) by features, environment weights, harmonics, and environment."""
+    """Derivatives of sum(grad * out) + sum(scalar_grad * scalars).
+
+    By features, environment weights, harmonics, and environment.
+    """
     kernels = _kernels(spec, env_weights)
-    inputs = features, env_weights, harmonics, path_weights, environment, grad, row_ptr
+    inputs = features, env_weights, harmonics, path_weights, environment, grad, scalar_grad, row_ptr
     return kernels.backward(*inputs) if launched(features) else reference.backward(kernels.table, *inputs)
 
 
@@ -58,20 +63,21 @@ def contract_double_backward(
     path_weights: Tensor,
     environment: Tensor,
     grad: Tensor,
+    scalar_grad: Tensor | None,
     d_environment: Tensor,
     to_features: Tensor,
     to_env_weights: Tensor,
     to_harmonics: Tensor,
     row_ptr: Tensor,
     spec: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Derivatives of the first three results of `contract_backward`, times ``to_...``, summed.
 
-    By grad, features, environment weights and harmonics; and the direction in which the environment moves.
+    By grad, scalar_grad, features, environment weights and harmonics; and the direction in which the environment moves.
     """
     kernels = _kernels(spec, env_weights)
     inputs = (
-        *(features, env_weights, harmonics, path_weights, environment, grad, d_environment),
+        *(features, env_weights, harmonics, path_weights, environment, grad, scalar_grad, d_environment),
         *(to_features, to_env_weights, to_harmonics, row_ptr),
     )
     return kernels.double_backward(*inputs) if launched(features) else reference.double_backward(kernels.table, *inputs)
@@ -84,12 +90,13 @@ def contract_by_weights(
     harmonics: Tensor,
     environment: Tensor,
     grad: Tensor,
+    scalar_grad: Tensor | None,
     row_ptr: Tensor,
     spec: str,
 ) -> Tensor:
-    """Derivative of sum(grad * out) by the path weights."""
+    """Derivative of what `contract_backward` differentiates by the path weights."""
     kernels = _kernels(spec, env_weights)
-    inputs = features, harmonics, environment, grad, row_ptr
+    inputs = features, harmonics, environment, grad, scalar_grad, row_ptr
     return kernels.by_weights(*inputs) if launched(features) else reference.by_weights(kernels.table, *inputs)
 
 
@@ -100,6 +107,7 @@ def contract_double_by_weights(
     harmonics: Tensor,
     environment: Tensor,
     grad: Tensor,
+    scalar_grad: Tensor | None,
     to_features: Tensor,
     to_harmonics: Tensor,
     to_environment: Tensor,
@@ -108,7 +116,7 @@ def contract_double_by_weights(
 ) -> Tensor:
     """Derivative by the path weights of what `contract_double_backward` differentiates."""
     kernels = _kernels(spec, env_weights)
-    inputs = features, harmonics, environment, grad, to_features, to_harmonics, to_environment, row_ptr
+    inputs = features, harmonics, environment, grad, scalar_grad, to_features, to_harmonics, to_environment, row_ptr
     if launched(features):
         return kernels.double_by_weights(*inputs)
     return reference.double_by_weights(kernels.table, *inputs)
@@ -123,10 +131,10 @@ def _kernels(spec: str, env_weights: Tensor) -> Kernels:
 
 def _contract_shapes(
     features: Tensor, env_weights: Tensor, harmonics: Tensor, path_weights: Tensor, row_ptr: Tensor, spec: str
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     kernels = _kernels(spec, env_weights)
     out = features.new_empty(features.shape[0], kernels.spec.dim_out, kernels.spec.channels)
-    return out, kernels.of_atoms(features, row_ptr)
+    return out, kernels.of_atoms(features, row_ptr), kernels.of_scalars(features)
 
 
 def _backward_shapes(*arguments: Any) -> tuple[Tensor, ...]:
@@ -137,8 +145,9 @@ def _backward_shapes(*arguments: Any) -> tuple[Tensor, ...]:
 
 def _double_backward_shapes(*arguments: Any) -> tuple[Tensor, ...]:
     features, env_weights, harmonics, _, _, grad, *_, row_ptr, spec = arguments
-    environment = _kernels(spec, env_weights).of_atoms(features, row_ptr)
-    return *map(like, (grad, features, env_weights, harmonics)), environment
+    kernels = _kernels(spec, env_weights)
+    of_gradients = like(grad), kernels.of_scalars(features)
+    return *of_gradients, *map(like, (features, env_weights, harmonics)), kernels.of_atoms(features, row_ptr)
 
 
 def _by_weights_shapes(features: Tensor, env_weights: Tensor, *rest: Any) -> Tensor:
@@ -163,23 +172,35 @@ def _keep_all(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     ctx.set_materialize_grads(False)
 
 
-def _keep_contract(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    _keep_all(ctx, (*inputs[:-1], output[1], inputs[-1]), output)
-    ctx.mark_non_differentiable(output[1])
+def _keep_contract(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    _, environment, scalars = output
+    _keep_all(ctx, (*inputs[:-1], environment, inputs[-1]), output)
+    empty = [] if _kernels(inputs[-1], inputs[1]).spec.scalars_apart else [scalars]
+    ctx.mark_non_differentiable(environment, *empty)
 
 
-def _differentiate_contract(ctx: Any, grad: Tensor | None, _: Any) -> tuple[Tensor | None, ...]:
-    if grad is None:
+def _differentiate_contract(
+    ctx: Any, grad: Tensor | None, _: Any, scalar_grad: Tensor | None
+) -> tuple[Tensor | None, ...]:
+    if grad is None and scalar_grad is None:
         return (None,) * 6
     features, env_weights, harmonics, path_weights, row_ptr, environment = ctx.saved_tensors
+    spec = _kernels(ctx.spec, env_weights).spec
+    # Who takes both results, as models do, fills nothing with zeros.
+    if grad is None:
+        grad = features.new_zeros(features.shape[0], spec.dim_out, spec.channels)
+    if scalar_grad is None and spec.scalars_apart:
+        scalar_grad = features.new_zeros(features.shape[0], spec.channels)
     of_inputs: tuple[Tensor | None, ...] = (None, None, None)
     of_paths = None
     if wanted(ctx, 0, 1, 2):
         of_inputs = contract_backward(
-            features, env_weights, harmonics, path_weights, environment, grad, row_ptr, ctx.spec
+            features, env_weights, harmonics, path_weights, environment, grad, scalar_grad, row_ptr, ctx.spec
         )[:3]
     if wanted(ctx, 3):
-        of_paths = contract_by_weights(features, env_weights, harmonics, environment, grad, row_ptr, ctx.spec)
+        of_paths = contract_by_weights(
+            features, env_weights, harmonics, environment, grad, scalar_grad, row_ptr, ctx.spec
+        )
     return *of_inputs, of_paths, None, None
 
 
@@ -193,23 +214,15 @@ def _differentiate_backward(
 ) -> tuple[Tensor | None, ...]:
     given = to_features, to_env_weights, to_harmonics
     if all(one is None for one in given):
-        return (None,) * 8
-    features, env_weights, harmonics, path_weights, environment, grad, row_ptr, d_environment = ctx.saved_tensors
+        return (None,) * 9
+    *inputs, scalar_grad, row_ptr, d_environment = ctx.saved_tensors
+    features, env_weights, harmonics, _, environment, grad = inputs
     moving = [
         torch.zeros_like(like) if one is None else one
         for one, like in zip(given, (features, env_weights, harmonics), strict=True)
     ]
-    of_grad, of_features, of_env_weights, of_harmonics, to_environment = contract_double_backward(
-        features,
-        env_weights,
-        harmonics,
-        path_weights,
-        environment,
-        grad,
-        d_environment,
-        *moving,
-        row_ptr,
-        ctx.spec,
+    of_grad, of_scalar_grad, of_features, of_env_weights, of_harmonics, to_environment = contract_double_backward(
+        *inputs, scalar_grad, d_environment, *moving, row_ptr, ctx.spec
     )
     of_paths = None
     if wanted(ctx, 3):
@@ -219,6 +232,7 @@ def _differentiate_backward(
             harmonics,
             environment,
             grad,
+            scalar_grad,
             moving[0],
             moving[2],
             to_environment,
@@ -226,19 +240,21 @@ def _differentiate_backward(
             ctx.spec,
         )
     # The environment is no variable of its own: what depends on it is counted with the weights and harmonics.
-    return of_features, of_env_weights, of_harmonics, of_paths, None, of_grad, None, None
+    of_gradients = of_grad, None if scalar_grad is None else of_scalar_grad
+    return of_features, of_env_weights, of_harmonics, of_paths, None, *of_gradients, None, None
 
 
 def _differentiate_by_weights(ctx: Any, to_paths: Tensor | None) -> tuple[Tensor | None, ...]:
     """Of <to_paths, dW>, which is <grad, out> with other path weights: all derivatives exist already."""
     if to_paths is None:
-        return (None,) * 7
-    features, env_weights, harmonics, environment, grad, row_ptr = ctx.saved_tensors
+        return (None,) * 8
+    features, env_weights, harmonics, environment, grad, scalar_grad, row_ptr = ctx.saved_tensors
     of_features, of_env_weights, of_harmonics, _ = contract_backward(
-        features, env_weights, harmonics, to_paths, environment, grad, row_ptr, ctx.spec
+        features, env_weights, harmonics, to_paths, environment, grad, scalar_grad, row_ptr, ctx.spec
     )
-    of_grad, _ = contract(features, env_weights, harmonics, to_paths, row_ptr, ctx.spec)
-    return of_features, of_env_weights, of_harmonics, None, of_grad, None, None
+    of_grad, _, of_scalar_grad = contract(features, env_weights, harmonics, to_paths, row_ptr, ctx.spec)
+    of_gradients = of_grad, None if scalar_grad is None else of_scalar_grad
+    return of_features, of_env_weights, of_harmonics, None, *of_gradients, None, None
 
 
 contract.register_autograd(_differentiate_contract, setup_context=_keep_contract)

@@ -90,15 +90,26 @@ def _total(tensors: Columns) -> Tensor:
     return total
 
 
+def _gradient(grad: Tensor, scalar_grad: Tensor | None) -> Columns:
+    """Of the output, that of the scalars in its first column."""
+    first, *others = grad.unbind(1)
+    return [first if scalar_grad is None else first + scalar_grad, *others]
+
+
+def _scalars(table: Table, output: Columns) -> Tensor:
+    """A tensor of its own, not a part of the output; empty where it is not wanted."""
+    return output[0] if table.spec.scalars_apart else output[0].new_empty(0)
+
+
 def forward(
     table: Table, features: Tensor, env_weights: Tensor, harmonics: Tensor, path_weights: Tensor, row_ptr: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Result and environment."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Result, environment and scalars."""
     given = Inputs(table, features, harmonics, None, row_ptr)
     w = env_weights.unbind(1)
     environment = given.sum([w[table.degree(j)] * given.Y[j] for j in range(table.components)])
     out = couple(table, "k", path=_weights(path_weights), i=given.T, j=given.gather(environment))
-    return torch.stack(out, dim=1), environment
+    return torch.stack(out, dim=1), environment, _scalars(table, out)
 
 
 def backward(
@@ -109,11 +120,12 @@ def backward(
     path_weights: Tensor,
     environment: Tensor,
     grad: Tensor,
+    scalar_grad: Tensor | None,
     row_ptr: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Derivatives by features, environment weights, harmonics and environment."""
     given = Inputs(table, features, harmonics, environment, row_ptr)
-    w, g, W = env_weights.unbind(1), grad.unbind(1), _weights(path_weights)
+    w, g, W = env_weights.unbind(1), _gradient(grad, scalar_grad), _weights(path_weights)
     d = couple(table, "i", path=W, j=given.v, k=g)
     d_environment = given.sum(couple(table, "j", path=W, i=given.T, k=g))
     n = given.gather(d_environment)
@@ -133,22 +145,24 @@ def double_backward(
     path_weights: Tensor,
     environment: Tensor,
     grad: Tensor,
+    scalar_grad: Tensor | None,
     d_environment: Tensor,
     to_features: Tensor,
     to_env_weights: Tensor,
     to_harmonics: Tensor,
     row_ptr: Tensor,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Derivatives by gradient, features, environment weights and harmonics; the direction of the environment."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Derivatives by both gradients, features, environment weights, harmonics; the environment's direction."""
     given = Inputs(table, features, harmonics, environment, row_ptr)
-    w, c, g, W = env_weights.unbind(1), to_env_weights.unbind(1), grad.unbind(1), _weights(path_weights)
+    w, c, W = env_weights.unbind(1), to_env_weights.unbind(1), _weights(path_weights)
+    g = _gradient(grad, scalar_grad)
     y = to_harmonics.unsqueeze(2).unbind(1)
     x = directions(table, given, to_features, y)
     degrees = [table.degree(j) for j in range(table.components)]
     to_environment = given.sum([c[d] * given.Y[j] + w[d] * y[j] for j, d in enumerate(degrees)])
     z = given.gather(to_environment)
     moved = couple(table, "k", path=W, i=x, j=given.v), couple(table, "k", path=W, i=given.T, j=z)
-    of_grad = torch.stack([one + other for one, other in zip(*moved, strict=True)], dim=1)
+    of_g = [one + other for one, other in zip(*moved, strict=True)]
     d = couple(table, "i", path=W, j=z, k=g)
     b = given.gather(given.sum(couple(table, "j", path=W, i=x, k=g)))
     n = given.gather(d_environment)
@@ -162,15 +176,22 @@ def double_backward(
         of_harmonics = of_harmonics + torch.stack(
             [(d[i] * given.stored[factor(i)] + p[i] * moving[factor(i)]).sum(1) for i in range(table.spec.dim_in)], 1
         )
-    return of_grad, of_features, of_env_weights, of_harmonics, to_environment
+    of_grad, of_scalar_grad = torch.stack(of_g, dim=1), _scalars(table, of_g)
+    return of_grad, of_scalar_grad, of_features, of_env_weights, of_harmonics, to_environment
 
 
 def by_weights(
-    table: Table, features: Tensor, harmonics: Tensor, environment: Tensor, grad: Tensor, row_ptr: Tensor
+    table: Table,
+    features: Tensor,
+    harmonics: Tensor,
+    environment: Tensor,
+    grad: Tensor,
+    scalar_grad: Tensor | None,
+    row_ptr: Tensor,
 ) -> Tensor:
     """Derivative by the path weights, [paths, channels] or [paths, 1]."""
     given = Inputs(table, features, harmonics, environment, row_ptr)
-    return _sum_paths(table, couple(table, "path", i=given.T, j=given.v, k=grad.unbind(1)))
+    return _sum_paths(table, couple(table, "path", i=given.T, j=given.v, k=_gradient(grad, scalar_grad)))
 
 
 def double_by_weights(
@@ -179,6 +200,7 @@ def double_by_weights(
     harmonics: Tensor,
     environment: Tensor,
     grad: Tensor,
+    scalar_grad: Tensor | None,
     to_features: Tensor,
     to_harmonics: Tensor,
     to_environment: Tensor,
@@ -186,7 +208,7 @@ def double_by_weights(
 ) -> Tensor:
     """The same of a sum of first derivatives times directions."""
     given = Inputs(table, features, harmonics, environment, row_ptr)
-    g = grad.unbind(1)
+    g = _gradient(grad, scalar_grad)
     x = directions(table, given, to_features, to_harmonics.unsqueeze(2).unbind(1))
     one = couple(table, "path", i=x, j=given.v, k=g)
     other = couple(table, "path", i=given.T, j=given.gather(to_environment), k=g)

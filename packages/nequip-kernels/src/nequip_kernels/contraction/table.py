@@ -103,6 +103,7 @@ def write_spec(spec: ContractionSpec) -> dict[str, object]:
         "channels": spec.channels,
         "coupled": spec.coupled,
         "factors": spec.factors,
+        "scalars_apart": spec.scalars_apart,
     }
 
 
@@ -117,4 +118,5 @@ def read_spec(text: str) -> ContractionSpec:
         channels=about["channels"],
         coupled=about["coupled"],
         factors=about["factors"],
+        scalars_apart=about["scalars_apart"],
     )
