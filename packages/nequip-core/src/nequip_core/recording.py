@@ -48,7 +48,7 @@ class Recording:
 
     Attributes:
         inputs: what a repetition reads.
-        outputs: what it writes; other repetitions write there too.
+        outputs: what it writes.
     """
 
     def __init__(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor], repeat: Callable[[], None]) -> None:
