@@ -20,8 +20,8 @@ from datetime import date
 import numpy as np
 import torch
 
-from nequip_core.engines.ase import MovingGraph
 from nequip_core.graph import Graph
+from nequip_core.moving import MovingGraph
 from nequip_core.neighbors import SkinNeighborList, make_device, make_matscipy, make_vesin
 from nequip_core.plugins.manager import load_registry
 from nequip_core.skin import SkinGraph

@@ -2,10 +2,10 @@
 
 python benchmarks/scaling.py [--device cuda] [--processes 1 2 4] [--model allegro] [--out FILE.csv] [--tiny]
 
-Molecules of one size are trained on with `data.batch.size` = structures per process * processes; they are as many more,
-so that epochs have the same number of steps. The step time is that of steps.csv, whose rows are read when the device has
-done their steps. Efficiency is the step time of the first number of processes over that of another; rounds alternate,
-so that noise troubles all alike.
+Molecules of one size are trained on with `data.batch.size` = structures per process * processes; they are as many
+more, so that epochs have the same number of steps. The step time is that of steps.csv, whose rows are read when the
+device has done their steps. Efficiency is the step time of the first number of processes over that of another; rounds
+alternate, so that noise troubles all alike.
 """
 
 from __future__ import annotations
@@ -130,7 +130,8 @@ def main() -> None:
     waits: dict[int, list[float]] = {processes: [] for processes in options.processes}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        ase.io.write(folder / "data.xyz", frames(options.frames * max(options.processes) + 8, options.atoms), format="extxyz")
+        molecules = frames(options.frames * max(options.processes) + 8, options.atoms)
+        ase.io.write(folder / "data.xyz", molecules, format="extxyz")
         for turn, processes in itertools.product(range(options.rounds), options.processes):
             found = train(folder, f"round{turn}_processes{processes}", processes, options)
             times[processes].append(found["step_s"])

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from ase.build import bulk
+from torch.profiler import ProfilerActivity, profile
 
 from nequip_core.blocks import Blocks
 from nequip_core.cli.main import main
@@ -80,6 +82,36 @@ def test_ase(compiled: Callable[[str, str], tuple[Path, Path]]) -> None:
     assert found[0][0] == pytest.approx(found[1][0], abs=1e-9)
     torch.testing.assert_close(found[0][1], found[1][1], rtol=0, atol=1e-9)
     assert found[0][2] == pytest.approx(found[1][2], abs=1e-10)
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_recorded_steps(compiled: Callable[[str, str], tuple[Path, Path]], name: str) -> None:
+    """Steps of one system, most of them repetitions of one recording: eager's numbers, and few launches."""
+    package, out = compiled(name, "float64")
+    atoms = bulk("MgO", "rocksalt", a=4.2, cubic=True) * (2, 2, 2)
+    atoms.symbols = ["O" if symbol == "O" else "H" for symbol in atoms.symbols]
+    rng = np.random.default_rng(0)
+    eager, fast = (NequIPCalculator.from_file(model, device="cuda", skin=0.6) for model in (package, out))
+    for step in range(60):
+        atoms.positions += rng.normal(scale=0.03, size=atoms.positions.shape)
+        if step == 40:
+            atoms.set_cell(atoms.cell * 0.97, scale_atoms=True)
+        found = []
+        for calculator in (eager, fast):
+            calculator.calculate(atoms)
+            found.append(calculator.results)
+        for key, value in found[0].items():
+            np.testing.assert_allclose(found[1][key], value, rtol=1e-10, atol=1e-9, err_msg=key)
+    steps = fast._moving._steps
+    assert steps is not None
+    assert 4 < fast._moving.graph.builds < 30
+    atoms.positions += 1e-4
+    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as seen:
+        fast.calculate(atoms)
+        torch.cuda.synchronize()
+    launches = sum(event.count for event in seen.key_averages() if "Launch" in event.key)
+    assert 1 <= launches <= 20, launches
+    assert "cudaGraphLaunch" in {event.key for event in seen.key_averages()}
 
 
 @pytest.mark.xdist_group("memory")

@@ -242,14 +242,16 @@ def test_positions_stay_on_the_device(kind: str, models: dict[str, Model]):
     rest = (ready.types.to(DEVICE), ready.indices.to(DEVICE), ready.spec.to_json(), torch.zeros(0, dtype=torch.uint8))
     box = torch.tensor(atoms.cell.array / 10, device=DEVICE)
     copies = Leaving()
-    for _ in range(4):
-        atoms.rattle(0.02, seed=1)
+    for step in range(6):
+        atoms.rattle(0.02, seed=step)
         positions = torch.tensor(atoms.positions / 10, device=DEVICE)
         with copies:
             energy, forces = torch.ops.nequip_openmm.energy_forces(positions, box, None, *rest)
         assert energy.device == forces.device == positions.device
-    assert copies.sizes, "the box, at least, is read back"
-    assert max(copies.sizes) <= 9 < forces.numel()
+    types, *others = copies.sizes  # once
+    assert types == len(atoms)
+    assert others, "the box, at least, is read back"
+    assert max(others) <= 9 < forces.numel()
     expected, of_calculator = models[kind].results(atoms)
     assert float(energy) / support.KJ_MOL == pytest.approx(expected, rel=1e-10)
     np.testing.assert_allclose(forces.cpu().numpy() / (10 * support.KJ_MOL), of_calculator, rtol=0, atol=1e-9)

@@ -6,10 +6,7 @@ import pytest
 import torch
 from openmm_support import ice, topology_of
 
-from nequip_core.export.artifact import load_model
-from nequip_core.graph import Graph
-from nequip_core.neighbors import DEFAULT, DEVICE
-from nequip_openmm.evaluate import moving_graph, unwrap
+from nequip_openmm.evaluate import unwrap
 from nequip_openmm.prepare import prepare
 from nequip_openmm.region import parents
 
@@ -72,21 +69,6 @@ def test_forces_are_as_the_plugin_reads_them(dtype, model):
     torch.testing.assert_close(energy, exact, rtol=1e-6, atol=0)
     rms = of_exact.square().mean().sqrt()
     assert float((forces - of_exact).abs().max() / rms) < 1e-5
-
-
-@pytest.mark.parametrize("periodic", [True, False])
-def test_neighbors_of_tensors_are_those_of_the_library(periodic, model):
-    """On CUDA the list of tensors is taken; here it runs on the CPU."""
-    loaded, types = load_model(model, device="cpu"), arguments(model)[0]
-    graphs = [moving_graph(loaded, types, 0.5, name) for name in (DEFAULT, DEVICE)]
-    torch.manual_seed(0)
-    positions, cell = torch.tensor(ice().positions), torch.tensor(ice().cell.array)
-    for _ in range(12):
-        positions = positions + 0.1 * torch.randn_like(positions)
-        expected, found = (graph(positions, cell if periodic else None) for graph in graphs)
-        for name, here, there in zip(Graph._fields, expected, found, strict=True):
-            torch.testing.assert_close(there, here, rtol=0, atol=1e-12, msg=lambda text, of=name: f"{of}: {text}")
-        cell = cell * 1.001
 
 
 def test_unwrapping_follows_the_bonds_across_the_box():

@@ -25,10 +25,11 @@ from ase.md.verlet import VelocityVerlet
 from ase.mep import NEB
 from ase.optimize import BFGS
 
-from nequip_core.engines.ase import MovingGraph, NequIPCalculator, check, type_table, voigt
+from nequip_core.engines.ase import NequIPCalculator, check, type_table, voigt
 from nequip_core.errors import ArtifactError, InputError
 from nequip_core.export.artifact import load_model
 from nequip_core.graph import build_graph
+from nequip_core.moving import MovingGraph
 from nequip_core.neighbors import SkinNeighborList, make_vesin
 from nequip_core.plugins.manager import load_registry
 from nequip_core.skin import SkinGraph
@@ -135,7 +136,7 @@ def test_skin_has_no_effect_on_a_trajectory(model, skin, name):
         ends.append(atoms)
     np.testing.assert_allclose(ends[0].positions, ends[1].positions, atol=1e-8)
     assert np.abs(ends[1].positions - start.positions).max() > 0.5
-    graph = ends[1].calc._graph
+    graph = ends[1].calc._moving.graph
     builds = graph.builds if isinstance(graph, SkinGraph) else graph.neighbors.builds
     assert builds < 41 if skin == 1.0 else builds >= 2
 

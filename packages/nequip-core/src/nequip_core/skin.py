@@ -40,6 +40,10 @@ class SkinGraph:
         skin: Å, 0 or more; no effect on results.
         device: of the graph.
         narrow: `nequip_core.narrow.Narrowing` for these cut-offs, compiled for the device; None: torch's operators.
+
+    Attributes:
+        builds: how often neighbours have been listed.
+        listed: the systems of the last time; None: none, or `forget`.
     """
 
     def __init__(
@@ -63,7 +67,7 @@ class SkinGraph:
         self.builds = 0
         self._pair_cutoffs = pair_cutoffs
         self._list: DeviceNeighborList = neighbor_list.make.load()(float(pair_cutoffs.max()), skin)
-        self._listed: _Listed | None = None
+        self.listed: Listed | None = None
         self._narrow = narrow
         self._reach = torch.full((1,), 0.5 * skin, dtype=torch.float64, device=device)
 
@@ -95,16 +99,24 @@ class SkinGraph:
         """
         x = torch.as_tensor(positions, dtype=torch.float64).to(self.device, copy=True).detach().contiguous()
         graph = None
-        if self._listed is not None and self._listed.still_holds(types, cells, pbc, atoms):
-            graph = self._within_cutoff(self._listed, x, sources)
+        if self.listed is not None and self.listed_for(types, cells, pbc, atoms):
+            graph = self._within_cutoff(self.listed, x, sources)
         if graph is None:
-            self._listed = self._list_neighbors(x, types, cells, pbc, atoms)
+            self.listed = self._list_neighbors(x, types, cells, pbc, atoms)
             self.builds += 1
-            graph = self._within_cutoff(self._listed, x, sources)
+            graph = self._within_cutoff(self.listed, x, sources)
         assert graph is not None
         return graph
 
-    def _list_neighbors(self, x: Tensor, types: Ints, cells: Floats, pbc: Bools, atoms: Ints) -> _Listed:
+    def listed_for(self, types: Ints, cells: Floats, pbc: Bools, atoms: Ints) -> bool:
+        """Whether there is a list of systems that differ in positions at most; arguments as `batch`'s."""
+        return self.listed is not None and self.listed.still_holds(types, cells, pbc, atoms)
+
+    def forget(self) -> None:
+        """List neighbours anew at the next call."""
+        self.listed = None
+
+    def _list_neighbors(self, x: Tensor, types: Ints, cells: Floats, pbc: Bools, atoms: Ints) -> Listed:
         if not (np.isfinite(cells).all() and torch.isfinite(x).all()):
             raise InputError(EXPLODED)
         centre, neighbor, shift = self._list.pairs(x, cells, pbc, atoms)
@@ -128,12 +140,12 @@ class SkinGraph:
         host = types.copy(), cells.copy(), pbc.copy(), atoms.copy()
         cutoffs = self._pair_cutoffs
         if (cutoffs == cutoffs.max()).all():
-            return _Listed(wide, float(cutoffs.max()), *host)
+            return Listed(wide, float(cutoffs.max()), *host)
         of_edge = torch.from_numpy(cutoffs).to(self.device)[tuple(wide.types[wide.edge_index])]
         kept = edge_vectors(wide).norm(dim=1) < of_edge + self.skin
-        return _Listed(filter_edges(wide, kept), of_edge[kept], *host)
+        return Listed(filter_edges(wide, kept), of_edge[kept], *host)
 
-    def _within_cutoff(self, listed: _Listed, x: Tensor, sources: Sequence[str] | None) -> Graph | None:
+    def _within_cutoff(self, listed: Listed, x: Tensor, sources: Sequence[str] | None) -> Graph | None:
         """The graph of now, or None where an atom has moved too far since neighbours were listed."""
         wide = listed.wide._replace(positions=x)
         if len(x) == 0:
@@ -162,7 +174,7 @@ def serves(neighbor_list: NeighborListEntry, device: torch.device) -> bool:
     return neighbor_list.batched and device.type in neighbor_list.devices
 
 
-class _Listed(NamedTuple):
+class Listed(NamedTuple):
     """The systems when their neighbours were listed.
 
     Attributes:

@@ -4,22 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Callable
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from nequip_core.blocks import Blocks
-from nequip_core.engines.ase import MovingGraph
 from nequip_core.errors import InputError
 from nequip_core.export.artifact import LoadedModel
-from nequip_core.graph import Graph
-from nequip_core.neighbors import DEFAULT, DEVICE, SkinNeighborList
+from nequip_core.moving import MovingPotential
+from nequip_core.neighbors import DEFAULT, DEVICE
 from nequip_core.plugins.manager import find, load_registry
-from nequip_core.skin import SkinGraph, serves
-from nequip_core.structure import Floats
+from nequip_core.potential import Prediction
 from nequip_core.units import ENERGY, LENGTH
 from nequip_openmm.model_file import find as find_model
 from nequip_openmm.spec import Spec
@@ -29,33 +25,6 @@ ANGSTROM = LENGTH["nm"]
 
 KJ_MOL = 1 / ENERGY["kJ/mol"]
 """kJ/mol in an eV."""
-
-MakeGraph = Callable[[Tensor, Tensor | None], Graph]
-"""``(positions [N, 3] Å, cell [3, 3] Å on the host or None) -> Graph`` on the model's device."""
-
-
-def moving_graph(model: LoadedModel, types: Tensor, skin: float, name: str | None = None) -> MakeGraph:
-    """The graph of atoms that move, whose neighbours are listed with a skin: on CUDA without leaving the device.
-
-    Args:
-        model: gives cut-offs and device.
-        types: [n].
-        skin: Å.
-        name: of a neighbour list; None: `DEVICE` on CUDA and `DEFAULT` on the CPU.
-    """
-    name = name or (DEFAULT if model.device.type == "cpu" else DEVICE)
-    entry = find(load_registry().neighbor_lists, name, "neighbour list")
-    cutoffs = np.array(model.info.pair_cutoffs)
-    of_atoms = types.cpu().numpy()
-
-    def pbc_of(cell: Tensor | None) -> tuple[Floats, NDArray[np.bool_]]:
-        return np.zeros((3, 3)) if cell is None else cell.numpy(), np.full(3, cell is not None)
-
-    if serves(entry, model.device):
-        on_device = SkinGraph(entry, cutoffs, skin, model.device, model.narrow)
-        return lambda positions, cell: on_device(positions, of_atoms, *pbc_of(cell))
-    listed = MovingGraph(SkinNeighborList(entry.make.load(), model.info.cutoff, skin), cutoffs, model.device)
-    return lambda positions, cell: listed(positions.cpu().numpy(), of_atoms, *pbc_of(cell))
 
 
 class Evaluator:
@@ -70,8 +39,11 @@ class Evaluator:
     def __init__(self, spec: Spec, types: Tensor, model: LoadedModel) -> None:
         self.spec = spec
         self.model = model
-        self.potential = Blocks(model.potential, model.info)  # on CUDA, and as memory asks
-        self._graph = moving_graph(model, types, spec.skin)
+        name = DEFAULT if model.device.type == "cpu" else DEVICE
+        entry = find(load_registry().neighbor_lists, name, "neighbour list")
+        self._moving = MovingPotential(model, entry, skin=spec.skin)
+        self._types = types.cpu().numpy()
+        self._box: Tensor | None = None  # of the last step, where OpenMM computes
         self._parents = torch.tensor(spec.parents, dtype=torch.int64, device=model.device)
         self._alone = threading.Lock()  # contexts in several threads may share a force
 
@@ -87,14 +59,30 @@ class Evaluator:
         """
         here = self.model.device
         x = positions.to(here, torch.float64) * ANGSTROM
-        cell = None if box is None else box.to("cpu", torch.float64) * ANGSTROM  # where lattices are planned
-        if len(self._parents) and cell is not None:
-            x = unwrap(x, cell.to(here), self._parents)
+        if len(self._parents) and box is not None:
+            x = unwrap(x, box.to(here, torch.float64) * ANGSTROM, self._parents)
         with self._alone:
-            prediction = self.potential(self._graph(x, cell if self.spec.periodic else None))
+            prediction = self._predict(x, box if self.spec.periodic else None)
         energy = prediction.energy.sum() * KJ_MOL
         forces = prediction.forces * (KJ_MOL * ANGSTROM)
         return energy.to(positions.device), forces.to(positions.device)
+
+    @property
+    def potential(self) -> Blocks:
+        """The model, in blocks where it must be."""
+        return self._moving.potential
+
+    def _predict(self, x: Tensor, box: Tensor | None) -> Prediction:
+        if box is None:
+            return self._moving(x, self._types, np.zeros((3, 3)), np.full(3, False))
+        if box.is_cuda and self._box is not None:
+            # The way of a box to the host would be waited for; that it is the old one is read after the step.
+            again = self._moving.again(x, changed=(box != self._box).any())
+            if again is not None:
+                return again
+        self._box = box.clone() if box.is_cuda else None
+        cell = (box.to("cpu", torch.float64) * ANGSTROM).numpy()
+        return self._moving(x, self._types, cell, np.full(3, True))
 
 
 def unwrap(positions: Tensor, cell: Tensor, parents: Tensor) -> Tensor:
@@ -156,7 +144,7 @@ def box_and_factor(spec: Spec, arguments: tuple[Tensor | None, ...]) -> tuple[Te
     """
     given = [one for one in arguments if one is not None]
     box = next((one for one in given if one.dim() == 2), None)
-    factor = next((one for one in given if one.dim() == 0), None)
+    factor = next((one for one in given if one.numel() == 1), None)  # of no dimension, or of one on CUDA
     if box is None and spec.box:
         raise InputError(
             "This force needs the periodic box. Add the line force.setUsesPeriodicBoundaryConditions(True), and see "

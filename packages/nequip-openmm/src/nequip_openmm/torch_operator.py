@@ -46,7 +46,8 @@ class _EnergyForces(torch.autograd.Function):
         if factor is None:
             scaled_energy, scaled_forces = energy, forces
         else:
-            scaled_energy, scaled_forces = factor.to(energy) * energy, factor.to(forces) * forces
+            scale = factor.reshape(())
+            scaled_energy, scaled_forces = scale.to(energy) * energy, scale.to(forces) * forces
         ctx.factor_is = [factor is not None and factor is one for one in (first, second)]
         ctx.save_for_backward(energy, scaled_forces, factor)
         ctx.mark_non_differentiable(scaled_forces)
@@ -55,7 +56,7 @@ class _EnergyForces(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, by_energy: Tensor, by_forces: Tensor) -> tuple[Tensor | None, ...]:
         energy, forces, factor = ctx.saved_tensors
-        by_factor = None if factor is None else (by_energy * energy).to(factor)
+        by_factor = None if factor is None else (by_energy * energy).to(factor).reshape(factor.shape)
         by_arguments = [by_factor if is_it else None for is_it in ctx.factor_is]
         return -by_energy.to(forces) * forces, *by_arguments, None, None, None, None
 

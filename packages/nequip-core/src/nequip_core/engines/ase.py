@@ -17,17 +17,15 @@ import torch
 from ase import Atoms
 from ase.calculators.calculator import Calculator, PropertyNotImplementedError, all_changes
 from ase.data import atomic_numbers, chemical_symbols
-from numpy.typing import NDArray
 from torch import Tensor
 
 from nequip_core.blocks import BlockEdges, Blocks
 from nequip_core.errors import InputError
 from nequip_core.export.artifact import LoadedModel, load_model
-from nequip_core.graph import Graph, build_graph, edge_vectors, filter_edges, to
-from nequip_core.neighbors import DEFAULT, DEVICE, SkinNeighborList
+from nequip_core.moving import MovingPotential
+from nequip_core.neighbors import DEFAULT, DEVICE
 from nequip_core.plugins.manager import find, load_registry
 from nequip_core.plugins.records import NeighborListEntry
-from nequip_core.skin import EXPLODED, SkinGraph, serves
 from nequip_core.structure import Floats, Ints, TypeMap
 
 PERIODIC_ONLY = {"stress", "stresses"}
@@ -72,9 +70,9 @@ class NequIPCalculator(Calculator):
         self.neighbor_list = neighbor_list or find(load_registry().neighbor_lists, name, "neighbour list")
         self.types = dict(types or {})
         self.skin = skin
-        self.potential = Blocks(loaded.potential, loaded.info, block_edges)
+        self.block_edges = block_edges
         self._type_of_number = type_table(loaded.type_map, self.types)
-        self._graph = self._new_graph()
+        self._moving = self._new()
 
     @classmethod
     def from_file(
@@ -129,8 +127,7 @@ class NequIPCalculator(Calculator):
                 f"stress needs a cell that is periodic in all three directions; received pbc {atoms.pbc.tolist()}"
             )
         types = types_of(atoms.numbers, self._type_of_number, self.loaded.type_map)
-        graph = self._graph(atoms.positions, types, atoms.cell.array, atoms.pbc)
-        prediction = self.potential(graph, atomic_virial=periodic)
+        prediction = self._moving(atoms.positions, types, atoms.cell.array, atoms.pbc, atomic_virial=periodic)
         energy = float(prediction.energy.item())
         self.results = {
             "energy": energy,
@@ -145,27 +142,28 @@ class NequIPCalculator(Calculator):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         """A calculator of its own with the same weights."""
-        block_edges = self.potential.block_edges
-        other = type(self)(self.loaded, self.neighbor_list, types=self.types, skin=self.skin, block_edges=block_edges)
+        options: dict[str, Any] = {"types": self.types, "skin": self.skin, "block_edges": self.block_edges}
+        other = type(self)(self.loaded, self.neighbor_list, **options)
         memo[id(self)] = other
         other.atoms = copy.deepcopy(self.atoms, memo)
         other.results = copy.deepcopy(self.results, memo)
         return other
 
     def __getstate__(self) -> dict[str, Any]:
-        """All but the neighbour list, which is made again in the process that unpickles."""
-        return {name: value for name, value in vars(self).items() if name != "_graph"}
+        """All but the neighbours, which are listed again in the process that unpickles."""
+        return {name: value for name, value in vars(self).items() if name != "_moving"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
-        self._graph = self._new_graph()
+        self._moving = self._new()
 
-    def _new_graph(self) -> MovingGraph | SkinGraph:
-        info, device = self.loaded.info, self.loaded.device
-        cutoffs = np.array(info.pair_cutoffs)
-        if serves(self.neighbor_list, device):
-            return SkinGraph(self.neighbor_list, cutoffs, self.skin, device, self.loaded.narrow)
-        return MovingGraph(SkinNeighborList(self.neighbor_list.make.load(), info.cutoff, self.skin), cutoffs, device)
+    def _new(self) -> MovingPotential:
+        return MovingPotential(self.loaded, self.neighbor_list, skin=self.skin, block_edges=self.block_edges)
+
+    @property
+    def potential(self) -> Blocks:
+        """The model, in blocks where it must be."""
+        return self._moving.potential
 
 
 def _numpy(tensor: Tensor | None) -> Floats:
@@ -222,46 +220,6 @@ def types_of(numbers: Ints, table: Ints, known: TypeMap) -> Ints:
         f"There is an atom of {element}, which the model does not know. Its types are {', '.join(known.names)}. "
         f"Use a model that was trained on {element}."
     )
-
-
-class MovingGraph:
-    """The graph of one system that moves: listed and sorted on the CPU by a library, filtered on the device each step.
-
-    `nequip_core.skin.SkinGraph` does the same without leaving the device.
-
-    Args:
-        neighbors: lists pairs beyond the cut-off, anew when it must.
-        pair_cutoffs: [types, types], Å, [type of centre, type of neighbour].
-        device: of the graph.
-    """
-
-    def __init__(self, neighbors: SkinNeighborList, pair_cutoffs: Floats, device: torch.device) -> None:
-        self.neighbors = neighbors
-        self.pair_cutoffs = pair_cutoffs
-        self.device = device
-        self._builds = 0
-        self._types: Ints = np.zeros(0, dtype=np.int64)
-        self._wide: Graph
-        self._cutoffs: Tensor
-
-    def __call__(self, positions: Floats, types: Ints, cell: Floats, pbc: NDArray[np.bool_]) -> Graph:
-        """The graph of a configuration: [N, 3] Å, [N], [3, 3] Å, [3].
-
-        Raises:
-            InputError: positions or cell are not finite; two atoms overlap.
-        """
-        if not (np.isfinite(positions).all() and np.isfinite(cell).all()):
-            raise InputError(EXPLODED)
-        pairs = self.neighbors(positions, cell, pbc)
-        if self.neighbors.builds != self._builds or not np.array_equal(types, self._types):
-            wide = build_graph(positions, types, pairs, cell, self.pair_cutoffs + self.neighbors.skin)
-            self._wide = to(wide, self.device)
-            cutoffs = torch.as_tensor(self.pair_cutoffs, device=self.device)
-            self._cutoffs = cutoffs[tuple(self._wide.types[self._wide.edge_index])]
-            self._types = types.copy()
-            self._builds = self.neighbors.builds
-        wide = self._wide._replace(positions=torch.tensor(positions, dtype=torch.float64, device=self.device))
-        return filter_edges(wide, edge_vectors(wide).norm(dim=1) < self._cutoffs)
 
 
 def check() -> tuple[bool, str]:

@@ -19,10 +19,10 @@ from nequip_core.blocks import BlockEdges, Blocks
 from nequip_core.engines.ase import type_table, types_of
 from nequip_core.errors import InputError
 from nequip_core.export.artifact import LoadedModel, load_model
+from nequip_core.moving import MovingPotential
 from nequip_core.neighbors import DEVICE
 from nequip_core.plugins.manager import find, load_registry
 from nequip_core.potential import stress
-from nequip_core.skin import SkinGraph
 from nequip_core.structure import Ints
 
 try:
@@ -62,9 +62,8 @@ class NequIPModel(ModelInterface):  # type: ignore[misc]  # torch-sim 0.3 has no
         self._compute_forces = True
         self._compute_stress = compute_stress
         self.loaded = loaded
-        self.potential = Blocks(loaded.potential, loaded.info, block_edges)
         entry = find(load_registry().neighbor_lists, DEVICE, "neighbour list")
-        self._graph = SkinGraph(entry, np.array(loaded.info.pair_cutoffs), skin, loaded.device, loaded.narrow)
+        self._moving = MovingPotential(loaded, entry, skin=skin, block_edges=block_edges)
         self._type_of_number = type_table(loaded.type_map, dict(types or {}))
         self._systems: tuple[Tensor, Tensor, Ints, Ints] | None = None
 
@@ -101,13 +100,17 @@ class NequIPModel(ModelInterface):  # type: ignore[misc]  # torch-sim 0.3 has no
         types, atoms = self._types_and_numbers(state)
         cells = state.row_vector_cell.detach().to("cpu", torch.float64)
         pbc = np.broadcast_to(np.asarray(torch.as_tensor(state.pbc).cpu(), dtype=bool), (len(atoms), 3))
-        graph = self._graph.batch(state.positions, types, cells.numpy(), pbc, atoms)
-        prediction = self.potential(graph)
+        prediction = self._moving.batch(state.positions.detach(), types, cells.numpy(), pbc, atoms)
         outputs = {"energy": prediction.energy.detach(), "forces": prediction.forces.detach()}
         if self.compute_stress:
             volume = torch.where(torch.from_numpy(pbc.all(axis=1)), torch.linalg.det(cells).abs(), torch.nan)
             outputs["stress"] = stress(prediction.virial.detach(), volume.to(self.device))
         return outputs
+
+    @property
+    def potential(self) -> Blocks:
+        """The model, in blocks where it must be."""
+        return self._moving.potential
 
     def _types_and_numbers(self, state: torch_sim.SimState) -> tuple[Ints, Ints]:
         """[N] types and [B] numbers of atoms, on the host; they are fetched anew when systems come or go."""

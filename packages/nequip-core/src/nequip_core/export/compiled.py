@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import platform
+import threading
 import weakref
 import zipfile
 from collections.abc import Callable, Mapping
@@ -288,12 +289,23 @@ class CompiledPotential:
         return self._load(NARROW) if self.metadata.narrows else None
 
     def _load(self, name: str) -> Run:
-        index = -1 if self.device.type == "cpu" else (self.device.index or 0)
-        loader = torch._C._aoti.AOTIModelPackageLoader(str(self.path), name, False, 1, index)
+        cuda = self.device.type == "cuda"
+        # On CUDA without torch's own waiting for the run before, which can not be recorded (nequip_core.recording).
+        index = (self.device.index or 0) if cuda else -1
+        loader = torch._C._aoti.AOTIModelPackageLoader(str(self.path), name, cuda, 1, index)
         # The loader's temporary folder goes with it, which must be before the interpreter does.
         weakref.finalize(self, vars(self).clear)
-        run: Run = loader.run
-        return run
+        if not cuda:
+            run: Run = loader.run
+            return run
+        alone = threading.Lock()
+
+        def run_alone(inputs: list[Tensor]) -> list[Tensor]:
+            with alone:
+                outputs: list[Tensor] = loader.run(inputs)
+            return outputs
+
+        return run_alone
 
     def __call__(self, graph: Graph, *, atomic_virial: bool = False) -> Prediction:
         """Energies, forces and virials of a graph on the device of the model.

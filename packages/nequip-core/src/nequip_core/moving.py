@@ -1,0 +1,317 @@
+"""Predictions of systems that move: from step to step their neighbours, then the model.
+
+    positions -> graph (`nequip_core.skin`, or `MovingGraph` with a library on the CPU) -> model (`nequip_core.blocks`)
+
+On CUDA a small system waits for launches, and for the number of edges on its way to the host. So where a compiled file
+holds both functions, narrow and model, a step is recorded (`nequip_core.recording`): for as many edges as there are and
+a few more, which are farther than any cut-off. What the host has to know of a step it reads when the step is over; if
+that says that the recording did not serve, the step is done again as the first one was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from nequip_core.blocks import BlockEdges, Blocks, PotentialLike
+from nequip_core.errors import InputError
+from nequip_core.export.artifact import LoadedModel
+from nequip_core.graph import Graph, build_graph, edge_vectors, filter_edges, to
+from nequip_core.narrow import Narrow, wide_of
+from nequip_core.neighbors import SkinNeighborList
+from nequip_core.plugins.records import NeighborListEntry
+from nequip_core.potential import Prediction
+from nequip_core.recording import Function, Recorder, Recording
+from nequip_core.skin import EXPLODED, Bools, Listed, SkinGraph, serves
+from nequip_core.structure import Floats, Ints
+
+RECORDED_EDGES = 2_000_000
+"""Of a wide graph that is recorded, at most: beyond, launches do not matter, and a recording keeps its memory."""
+
+MORE_EDGES, MORE_LISTED = 1.02, 1.05
+"""Room in a recording beyond the edges, and the listed pairs, that there were."""
+
+SOON = 0.9
+"""Part of the way at whose end neighbours are listed anew; one that has come so far is listed with the next step."""
+
+Record = Callable[[Function, Sequence[Tensor]], Recording]
+Narrows = Callable[[list[Tensor]], list[Tensor]]
+
+
+class MovingPotential:
+    """A model and systems that move.
+
+    Args:
+        loaded: the model.
+        neighbor_list: the registry's record of a neighbour list.
+        skin: Å, 0 or more; no effect on results.
+        block_edges: see `nequip_core.blocks.Blocks`.
+        record: how steps are recorded; None: on CUDA as `nequip_core.recording` does, elsewhere not at all.
+
+    Attributes:
+        potential: the model in blocks.
+        graph: of the systems from step to step.
+    """
+
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        neighbor_list: NeighborListEntry,
+        *,
+        skin: float,
+        block_edges: BlockEdges = "auto",
+        record: Record | None = None,
+    ) -> None:
+        info, device = loaded.info, loaded.device
+        cutoffs = np.array(info.pair_cutoffs)
+        self.device = device
+        self.potential = Blocks(loaded.potential, info, block_edges)
+        self.graph: MovingGraph | SkinGraph
+        self._steps: RecordedSteps | None = None
+        if not serves(neighbor_list, device):
+            listed = SkinNeighborList(neighbor_list.make.load(), info.cutoff, skin)
+            self.graph = MovingGraph(listed, cutoffs, device)
+            return
+        self.graph = SkinGraph(neighbor_list, cutoffs, skin, device, loaded.narrow)
+        if record is None and device.type == "cuda":
+            record = Recorder(device)
+        if record is not None and loaded.narrow is not None and block_edges in ("auto", None):
+            self._steps = RecordedSteps(record, loaded.narrow, loaded.potential, info.cutoff, 0.5 * skin)
+
+    def __call__(
+        self, positions: Floats | Tensor, types: Ints, cell: Floats, pbc: Bools, *, atomic_virial: bool = False
+    ) -> Prediction:
+        """The prediction for one system: [N, 3] Å, [N], [3, 3] Å, [3]; see `batch`."""
+        if isinstance(self.graph, SkinGraph):
+            atoms = np.array([len(types)])
+            return self.batch(positions, types, cell[None], pbc[None], atoms, atomic_virial=atomic_virial)
+        host = positions.cpu().numpy() if isinstance(positions, Tensor) else positions
+        return self.potential(self.graph(host, types, cell, pbc), atomic_virial=atomic_virial)
+
+    def batch(
+        self,
+        positions: Floats | Tensor,
+        types: Ints,
+        cells: Floats,
+        pbc: Bools,
+        atoms: Ints,
+        *,
+        atomic_virial: bool = False,
+    ) -> Prediction:
+        """The prediction for B systems, whose atoms follow each other.
+
+        Args:
+            positions: [N, 3], Å.
+            types: [N] type indices.
+            cells: [B, 3, 3], Å.
+            pbc: [B, 3].
+            atoms: [B] the number of atoms of each system.
+            atomic_virial: whether each atom's virial is wanted.
+
+        Raises:
+            InputError: positions or cells are not finite; two atoms overlap; a cell has no volume where it is periodic.
+        """
+        assert isinstance(self.graph, SkinGraph)
+        x = torch.as_tensor(positions, dtype=torch.float64).to(self.device)
+        if self.graph.listed_for(types, cells, pbc, atoms):
+            again = self.again(x, atomic_virial=atomic_virial)
+            if again is not None:
+                return again
+        graph = self.graph.batch(x, types, cells, pbc, atoms)
+        prediction = self.potential(graph, atomic_virial=atomic_virial)
+        if self._steps is not None:
+            self._steps.take(self.graph.listed, graph.edge_shift.shape[0], atomic_virial=atomic_virial)
+        return prediction
+
+    def again(
+        self, positions: Tensor, *, changed: Tensor | None = None, atomic_virial: bool = False
+    ) -> Prediction | None:
+        """What `batch` gives with everything but the positions as in its last call, by its recording.
+
+        Args:
+            positions: [N, 3], Å, on the device.
+            changed: [] whether something else is not as it was; on the device, for which nobody waits before the step.
+            atomic_virial: see `batch`.
+
+        Returns:
+            None: ``changed``, or nothing recorded serves. Then it is for `batch` to compute, or to say what is wrong.
+        """
+        graph = self.graph
+        if self._steps is None or not isinstance(graph, SkinGraph) or graph.listed is None:
+            return None
+        prediction = self._steps(positions, changed, atomic_virial=atomic_virial)
+        if self._steps.due:
+            graph.forget()
+        return prediction
+
+
+class RecordedSteps:
+    """Steps with the neighbours of one list after another, by one recording as long as they fit.
+
+    Args:
+        record: records a function.
+        narrow: see `nequip_core.narrow`.
+        potential: the model.
+        cutoff: its largest, Å.
+        reach: Å, how far an atom may go before neighbours are listed anew.
+
+    Attributes:
+        due: whether they should be listed anew now.
+    """
+
+    def __init__(self, record: Record, narrow: Narrows, potential: PotentialLike, cutoff: float, reach: float) -> None:
+        self.record, self.narrow, self.potential = record, narrow, potential
+        self.cutoff, self.reach = cutoff, reach
+        self.due = False
+        self._recording: Recording | None = None
+        self._room = _Room(0, 0)
+        self._virials = False
+        self._of: Listed | None = None
+        self._latest: Listed | None = None
+
+    def take(self, listed: Listed | None, edges: int, *, atomic_virial: bool) -> None:
+        """Serve the steps that come with this list, after one with so many edges.
+
+        A list that comes for the first time may be for one step only; it is not worth a recording, unless it fits the
+        one that is there.
+        """
+        known = listed is self._latest
+        self._latest, self._of, self.due = listed, None, False
+        pairs = 0 if listed is None else listed.wide.edge_shift.shape[0]
+        if listed is None or not 0 < pairs <= RECORDED_EDGES:
+            self._recording = None
+            return
+        virials = atomic_virial or self._virials
+        room = self._room
+        if self._recording is None or edges > room.edges or pairs > room.pairs or virials != self._virials:
+            if not known:
+                return
+            room = _Room.beyond(edges, pairs)
+        inputs = self._inputs(listed, room)
+        if room is self._room and self._recording is not None and _alike(self._recording.inputs, inputs):
+            torch._foreach_copy_(self._recording.inputs, inputs)
+        elif known:
+            self._recording = None  # its memory is for the next
+            self._room, self._virials = room, virials
+            self._recording = self.record(self._step, inputs)
+        else:
+            return
+        self._of = listed
+
+    def __call__(self, positions: Tensor, changed: Tensor | None, *, atomic_virial: bool) -> Prediction | None:
+        """The prediction, or None where the recording does not serve."""
+        recording = self._recording
+        if recording is None or self._of is None or (atomic_virial and not self._virials):
+            return None
+        if positions.shape != recording.inputs[0].shape:
+            return None
+        recording.inputs[0].copy_(positions)
+        recording.repeat()
+        seen, *outputs = recording.outputs
+        # What is multiplied is another tensor, in one launch for all: the next step writes over these.
+        results = torch._foreach_mul(outputs, 1.0)
+        if changed is not None:
+            seen = torch.cat([seen, changed.to(seen.dtype).reshape(1)])
+        near, edges, overlaps, moved, *other = seen.tolist()  # the one time that the device is waited for
+        if near < len(positions) or edges > self._room.edges or overlaps or any(other):
+            return None
+        self.due = moved > (SOON * self.reach) ** 2
+        energy, atomic_energy, forces, virial, *of_atoms = results
+        return Prediction(energy, atomic_energy, forces, virial, of_atoms[0] if atomic_virial else None)
+
+    def _inputs(self, listed: Listed, room: _Room) -> list[Tensor]:
+        """Graph, positions of the list, reach: with pairs beyond the cut-off up to the room that there is."""
+        wide = listed.wide
+        pairs, more = wide.edge_shift.shape[0], room.pairs - wide.edge_shift.shape[0]
+        padded = wide._replace(
+            edge_index=torch.nn.functional.pad(wide.edge_index, (0, more)),
+            edge_shift=torch.cat([wide.edge_shift, self._far(wide.edge_shift).expand(more, 3)]),
+            by_neighbor=torch.cat([wide.by_neighbor, torch.arange(pairs, room.pairs, device=wide.by_neighbor.device)]),
+        )
+        reach = wide.positions.new_full((1,), self.reach)
+        return [*padded, wide.positions, reach]
+
+    def _far(self, like: Tensor) -> Tensor:
+        """From an atom to an image of itself beyond every cut-off; not along an axis, where harmonics have zeros."""
+        return 4 * self.cutoff * like.new_tensor([0.48, 0.6, 0.64])
+
+    def _step(self, inputs: Sequence[Tensor]) -> list[Tensor]:
+        """What the host has to know, then the prediction's tensors."""
+        wide, (listed, reach) = Graph(*inputs[: len(Graph._fields)]), inputs[len(Graph._fields) :]
+        found = Narrow(*self.narrow([*wide_of(wide, listed, reach)]))
+        edges = found.seen[1]
+        number = torch.arange(self._room.edges, device=edges.device)
+        real = number < edges
+        place = torch.minimum(number, (edges - 1).clamp(min=0))
+        index = found.edge_index.index_select(0, torch.cat([place, place + edges])).view(2, -1)
+        graph = wide._replace(
+            edge_index=torch.where(real, index, 0),
+            edge_shift=torch.where(real.unsqueeze(1), found.edge_shift[: len(number)], self._far(wide.edge_shift)),
+            row_ptr=found.row_ptr,
+            by_neighbor=torch.where(real, found.by_neighbor[: len(number)], number),
+            neighbor_ptr=found.neighbor_ptr,
+        )
+        prediction = self.potential(graph, atomic_virial=self._virials)
+        moved = (wide.positions - listed).square().sum(1).amax()
+        seen = torch.cat([found.seen.double(), moved.reshape(1)])
+        return [seen, *(tensor for tensor in prediction if tensor is not None)]
+
+
+class _Room:
+    """For how many edges, and listed pairs, a recording is."""
+
+    def __init__(self, edges: int, pairs: int) -> None:
+        self.edges, self.pairs = min(edges, pairs), pairs
+
+    @classmethod
+    def beyond(cls, edges: int, pairs: int) -> _Room:
+        """A little more than these."""
+        return cls(int(MORE_EDGES * edges) + 256, int(MORE_LISTED * pairs) + 256)
+
+
+def _alike(these: Sequence[Tensor], those: Sequence[Tensor]) -> bool:
+    return all(a.shape == b.shape for a, b in zip(these, those, strict=True))
+
+
+class MovingGraph:
+    """The graph of one system that moves: listed and sorted on the CPU by a library, filtered on the device each step.
+
+    `nequip_core.skin.SkinGraph` does the same without leaving the device.
+
+    Args:
+        neighbors: lists pairs beyond the cut-off, anew when it must.
+        pair_cutoffs: [types, types], Å, [type of centre, type of neighbour].
+        device: of the graph.
+    """
+
+    def __init__(self, neighbors: SkinNeighborList, pair_cutoffs: Floats, device: torch.device) -> None:
+        self.neighbors = neighbors
+        self.pair_cutoffs = pair_cutoffs
+        self.device = device
+        self._builds = 0
+        self._types: Ints = np.zeros(0, dtype=np.int64)
+        self._wide: Graph
+        self._cutoffs: Tensor
+
+    def __call__(self, positions: Floats, types: Ints, cell: Floats, pbc: NDArray[np.bool_]) -> Graph:
+        """The graph of a configuration: [N, 3] Å, [N], [3, 3] Å, [3].
+
+        Raises:
+            InputError: positions or cell are not finite; two atoms overlap.
+        """
+        if not (np.isfinite(positions).all() and np.isfinite(cell).all()):
+            raise InputError(EXPLODED)
+        pairs = self.neighbors(positions, cell, pbc)
+        if self.neighbors.builds != self._builds or not np.array_equal(types, self._types):
+            wide = build_graph(positions, types, pairs, cell, self.pair_cutoffs + self.neighbors.skin)
+            self._wide = to(wide, self.device)
+            cutoffs = torch.as_tensor(self.pair_cutoffs, device=self.device)
+            self._cutoffs = cutoffs[tuple(self._wide.types[self._wide.edge_index])]
+            self._types = types.copy()
+            self._builds = self.neighbors.builds
+        wide = self._wide._replace(positions=torch.tensor(positions, dtype=torch.float64, device=self.device))
+        return filter_edges(wide, edge_vectors(wide).norm(dim=1) < self._cutoffs)

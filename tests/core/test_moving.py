@@ -1,0 +1,218 @@
+"""Recorded steps: the numbers of steps that are not, however atoms, cells and systems change."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from types import SimpleNamespace
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from nequip_core.errors import InputError
+from nequip_core.moving import MovingPotential
+from nequip_core.narrow import Narrowing
+from nequip_core.neighbors import DEVICE
+from nequip_core.plugins.manager import load_registry
+from nequip_core.potential import Prediction
+from nequip_core.recording import Function, Recording
+from nequip_core.structure import Structure
+from nequip_core.testing import systems
+from nequip_core.testing.checks import Case, make_case
+
+LIST = load_registry().neighbor_lists[DEVICE]
+SKIN = 0.6
+
+
+class Repeating:
+    """In place of CUDA's recordings: the function again, with the tensors that were there when it was recorded."""
+
+    def __init__(self) -> None:
+        self.recorded = self.repeated = 0
+
+    def __call__(self, function: Function, inputs: Sequence[Tensor]) -> Recording:
+        self.recorded += 1
+        inputs = [tensor.clone() for tensor in inputs]
+        outputs = [tensor.clone() for tensor in function(inputs)]
+
+        def repeat() -> None:
+            self.repeated += 1
+            for output, now in zip(outputs, function(inputs), strict=True):
+                output.copy_(now)
+
+        return Recording(inputs, outputs, repeat)
+
+
+@pytest.fixture(scope="module", params=["nequip", "allegro"])
+def case(request: pytest.FixtureRequest) -> Case:
+    return make_case(load_registry().models[request.param], {"zbl": True})
+
+
+def loaded(case: Case) -> Any:
+    def potential(*arguments: Any, **options: Any) -> Prediction:
+        """In the form that compiled files have."""
+        with mock.patch("nequip_core.ops.reference.is_traced", return_value=True):
+            return case.potential(*arguments, **options)
+
+    narrowing = Narrowing(np.array(case.info.pair_cutoffs))
+    return SimpleNamespace(
+        potential=potential,
+        info=case.info,
+        device=torch.device("cpu"),
+        narrow=lambda tensors: list(narrowing(*tensors)),
+    )
+
+
+def moving(case: Case, record: Callable[..., Recording], skin: float = SKIN) -> MovingPotential:
+    return MovingPotential(loaded(case), LIST, skin=skin, record=record)
+
+
+def predict(potential: MovingPotential, *structures: Structure, virials: bool = True) -> Prediction:
+    return potential.batch(
+        np.concatenate([one.positions for one in structures]),
+        np.concatenate([[systems.TYPES.index(name) for name in one.type_names or ()] for one in structures]),
+        np.stack([one.cell for one in structures]),
+        np.stack([one.pbc for one in structures]),
+        np.array([len(one) for one in structures]),
+        atomic_virial=virials,
+    )
+
+
+def assert_right(case: Case, received: Prediction, *structures: Structure) -> None:
+    expected = case.potential(case.graph(*structures), atomic_virial=received.atomic_virial is not None)
+    for name, got, want in zip(Prediction._fields, received, expected, strict=True):
+        if want is not None:
+            torch.testing.assert_close(got, want, rtol=1e-11, atol=1e-11, msg=lambda text, of=name: f"{of}: {text}")
+
+
+def walked(structures: Sequence[Structure], rng: np.random.Generator, step: float) -> list[Structure]:
+    return [
+        systems.replaced(one, positions=one.positions + rng.uniform(-step, step, size=one.positions.shape))
+        for one in structures
+    ]
+
+
+def test_a_walk(case: Case) -> None:
+    rng, record = np.random.default_rng(5), Repeating()
+    potential = moving(case, record)
+    structures = [systems.crystal(), systems.molecule()]
+    earlier: list[tuple[Prediction, Prediction]] = []
+    for _ in range(30):
+        structures = walked(structures, rng, 0.09)
+        found = predict(potential, *structures)
+        assert_right(case, found, *structures)
+        earlier.append((found, Prediction(*(None if one is None else one.clone() for one in found))))
+    assert record.recorded < 4 < potential.graph.builds  # lists after the first fit into its recording
+    assert record.repeated > 10
+    for found, then in earlier:  # and stay what they were
+        torch.testing.assert_close(list(found), list(then), rtol=0, atol=0)
+
+
+def test_a_list_is_made_before_it_must_be(case: Case) -> None:
+    """Of the steps that were recorded none is in vain where atoms go their way little by little."""
+    record = Repeating()
+    potential = moving(case, record)
+    crystal, molecule = systems.crystal(), systems.molecule()
+    direction = np.array([[1.0, 0, 0]] + [[0.0, 0, 0]] * (len(crystal) - 1))
+    for n in range(40):
+        now = systems.replaced(crystal, positions=crystal.positions + 0.02 * n * direction)
+        assert_right(case, predict(potential, now, molecule), now, molecule)
+    assert potential.graph.builds > 1
+    assert record.repeated + potential.graph.builds + 1 == 40
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        pytest.param(lambda one: systems.replaced(one, cell=one.cell * 1.01), id="cell"),
+        pytest.param(lambda one: systems.permuted(one, [1, 0, 2, 3]), id="order of types"),
+        pytest.param(lambda one: systems.permuted(one, [0, 1, 2]), id="one atom less"),
+        pytest.param(lambda one: systems.moved(one, np.array([[1, 0, -2], [0] * 3, [0] * 3, [0] * 3])), id="image"),
+        pytest.param(
+            lambda one: systems.replaced(one, positions=0.85 * one.positions, cell=0.85 * one.cell), id="dense"
+        ),
+    ],
+)
+def test_after_a_change(case: Case, change: Callable[[Structure], Structure]) -> None:
+    record = Repeating()
+    potential = moving(case, record)
+    before = systems.crystal()
+    for one in (before, before, before, change(before), change(before), change(before), before):
+        assert_right(case, predict(potential, one), one)
+    assert record.repeated >= 2
+
+
+def test_more_edges_than_there_is_room_for(case: Case) -> None:
+    """Atoms that come nearer within one list."""
+    record = Repeating()
+    rng = np.random.default_rng(0)
+    potential = moving(case, record, skin=3.0)
+    sparse = systems.structure(["H"] * 60, 3.2 * (np.stack(np.unravel_index(range(60), (5, 4, 3)), 1)))
+    dense = systems.replaced(sparse, positions=0.78 * sparse.positions + rng.normal(scale=0.05, size=(60, 3)))
+    middle = sparse.positions.mean(0)
+    dense = systems.replaced(dense, positions=dense.positions - dense.positions.mean(0) + middle)
+    potential.graph.skin = 30.0  # the walls of the list stand where no atom of this test comes
+    for one in (sparse, sparse, sparse):
+        assert_right(case, predict(potential, one), one)
+    counts = [case.graph(one).edge_shift.shape[0] for one in (sparse, dense)]
+    assert counts[1] > 1.02 * counts[0] + 256
+    assert_right(case, predict(potential, dense), dense)
+    assert_right(case, predict(potential, dense), dense)
+    assert record.recorded == 2
+
+
+def test_one_structure_after_another_is_never_recorded(case: Case) -> None:
+    record = Repeating()
+    potential = moving(case, record)
+    for one in (systems.crystal(), systems.molecule()) * 3:
+        assert_right(case, predict(potential, one), one)
+    assert record.recorded == 0
+
+
+def test_virials_when_they_are_asked_for(case: Case) -> None:
+    potential = moving(case, Repeating())
+    crystal = systems.crystal()
+    for virials in (False, False, False, True, True, True, False):
+        found = predict(potential, crystal, virials=virials)
+        assert (found.atomic_virial is not None) == virials
+        assert_right(case, found, crystal)
+
+
+def test_another_box_is_told_by_the_device(case: Case) -> None:
+    record = Repeating()
+    potential = moving(case, record)
+    crystal = systems.crystal()
+    for _ in range(2):
+        predict(potential, crystal)
+    x = torch.tensor(crystal.positions)
+    same = potential.again(x, changed=torch.tensor(False))
+    assert same is not None
+    assert_right(case, same, crystal)
+    assert potential.again(x, changed=torch.tensor(True)) is None
+    assert potential.again(x[:-1]) is None
+
+
+def test_what_is_wrong_is_said(case: Case) -> None:
+    potential = moving(case, Repeating(), skin=4.0)
+    molecule = systems.molecule()
+    for _ in range(3):
+        predict(potential, systems.crystal(), molecule)
+    positions = molecule.positions.copy()
+    positions[3] = positions[0] + 1e-3
+    with pytest.raises(InputError, match=r"structure 1: atoms 0 and 3 are 0\.002"):
+        predict(potential, systems.crystal(), systems.replaced(molecule, positions=positions))
+    positions[3] = np.nan
+    with pytest.raises(InputError, match="not finite"):
+        predict(potential, systems.crystal(), systems.replaced(molecule, positions=positions))
+    assert_right(case, predict(potential, systems.crystal(), molecule), systems.crystal(), molecule)
+
+
+def test_without_atoms_or_edges(case: Case) -> None:
+    potential = moving(case, Repeating())
+    nothing = systems.structure([], np.zeros((0, 3)))
+    alone = systems.structure(["H", "O"], [[0, 0, 0], [30.0, 0, 0]])
+    for one in (nothing, nothing, alone, alone, alone):
+        assert_right(case, predict(potential, one), one)
