@@ -3,10 +3,12 @@
 
 #include <ATen/DeviceAccelerator.h>
 #include <ATen/detail/CUDAHooksInterface.h>
+#include <c10/core/AllocatorConfig.h>
 #include <c10/core/DeviceGuard.h>
 #include <c10/core/impl/DeviceGuardImplInterface.h>
 #include <dlfcn.h>
 
+#include <cstdlib>
 #include <stdexcept>
 
 namespace nequip::gpu {
@@ -42,6 +44,13 @@ std::string capability(int index) {
 }
 
 int cuda_major() { return (int) (at::detail::getCUDAHooks().versionCUDART() / 1000); }
+
+void let_memory_grow() {
+  for (const char *name : {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"})
+    if (std::getenv(name)) return;
+  if (c10::CachingAllocator::getAllocatorSettings().empty())
+    c10::CachingAllocator::setAllocatorSettings("expandable_segments:True");
+}
 
 void watch_memory(int index) { at::accelerator::resetPeakStats((c10::DeviceIndex) index); }
 

@@ -90,7 +90,10 @@ std::vector<at::Tensor> to_device(std::vector<at::Tensor> tensors, at::Device de
 Model::Model(const nequip_options &options) : facts_(read_facts(options.file)) {
   device_ = choose_device(options.file, facts_, options.device, options.local_rank);
   device_name_ = device_.str();
-  if (!device_.is_cpu()) at::zeros({1}, at::TensorOptions(device_));  // torch starts CUDA with the first tensor
+  if (!device_.is_cpu()) {
+    gpu::let_memory_grow();
+    at::zeros({1}, at::TensorOptions(device_));  // torch starts CUDA with the first tensor
+  }
   threads_ = std::max<int>(options.threads, 1);
   choose_ = halve_ = options.block == 0 && facts_.layers == 0;
   block_ = options.block > 0 ? options.block : device_.is_cpu() ? cpu_block : first_block;
