@@ -56,6 +56,7 @@ def test_compiled_training(tmp_path: Path, nequip: Callable[..., Any]) -> None:
         assert part["trace_s"] > 0
         assert part["inductor_s"] > 0
         assert part["deviation"] < 1e-9
+    assert report["cuda_graphs"] is None
     assert json.loads((eager / "run.json").read_text())["compile"] is None
     assert "gradients deviate from eager by" in (compiled / "log.txt").read_text()
 
@@ -76,6 +77,9 @@ def test_compiled_training(tmp_path: Path, nequip: Callable[..., Any]) -> None:
         (("training.matmul_precision=fp8",), "float32 | tf32 | bf16"),
         (("training.compile_check_every=-1",), "a whole number of at least 0"),
         ((), "training.compile_check_every needs training.compile=true"),
+        (("training.cuda_graphs=true",), "training.cuda_graphs is true, which needs training.compile=true"),
+        (("training.cuda_graphs=true", "training.compile=true"), "this run is on the CPU, where there are none"),
+        (("training.cuda_graphs=never",), "auto | true | false"),
     ],
 )
 def test_what_does_not_fit(tmp_path: Path, nequip: Callable[..., Any], override: tuple[str, ...], said: str) -> None:

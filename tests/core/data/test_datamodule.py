@@ -16,6 +16,7 @@ from torch import Tensor
 from nequip_core.data.batch import Batch
 from nequip_core.data.datamodule import DataModule
 from nequip_core.data.dataset import Dataset
+from nequip_core.data.ghost import ATOMS, Ghost, round_up
 from nequip_core.data.loader import plan_epoch
 from nequip_core.neighbors import make_vesin
 from nequip_core.structure import Structure, TypeMap
@@ -79,6 +80,25 @@ def test_each_epoch_has_its_own_order(tmp_path: Path, workers: int) -> None:
     ones = np.ones(11, dtype=np.int64)
     assert recorder.trained == {epoch: plan_epoch(ones, 4, seed=3, epoch=epoch) for epoch in range(3)}
     assert recorder.validated == [0, 1, 2, 3, 4] * 3
+
+
+def test_sizes_of_training_batches_are_rounded_up() -> None:
+    data = make([5, 9, 14, 20, 27, 35, 44, 50, 57, 63])
+    module = DataModule(data, data, size=4, eval_size=4, ghost=Ghost(1.0), rounded=True)
+    for batches in module.train_dataloader():
+        for batch in batches:
+            atoms, edges = batch.graph.types.shape[0], batch.graph.edge_shift.shape[0]
+            assert (atoms, edges) == (round_up(atoms), round_up(edges))
+    exact = [batch.graph.types.shape[0] for batch in module.val_dataloader()]
+    assert exact == [max(ATOMS, int(data.atoms[n : n + 4].sum()) + 1) for n in (0, 4, 8)]
+
+
+def test_usual_edges() -> None:
+    data = make([5, 5, 5, 5, 5, 12])
+    edges = int(data.edges.sum())
+    assert DataModule(data, data, size=2).usual_edges() == edges / 3
+    assert DataModule(data, data, size=2, ranks=2).usual_edges() == edges / 6
+    assert DataModule(data, data, size=6, max_edges=10).usual_edges() == 10
 
 
 def test_sizes_by_atoms_and_edges() -> None:

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from nequip_core.data.ghost import ATOMS, EDGES, Ghost
+from nequip_core.data.ghost import ATOMS, EDGES, ROW, Ghost, round_up
 from nequip_core.errors import CheckError
 from nequip_core.graph import Graph, edge_vectors
 from nequip_core.models.base import EnergyModel
@@ -77,6 +77,35 @@ def test_the_ghost_changes_nothing(make_model: Callable[..., EnergyModel], terms
     for one, other in zip(torch.autograd.grad(found, weights), torch.autograd.grad(expected, weights), strict=True):
         assert other.abs().max() > 0
         torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("sizes", [Sizes(1, 1, 0), Sizes(3, 80, 90), Sizes(2, 100, 4096), Sizes(2, 513, 4000)])
+def test_the_ghost_rounds_sizes_up(make_model: Callable[..., EnergyModel], terms: Loss, sizes: Sizes) -> None:
+    potential = Potential(make_model(num_layers=1, l_max=1, num_features=4)).train()
+    weights = [p for p in potential.parameters() if p.requires_grad]
+    bare = sample_batch(potential, sizes, lambda one: one)
+    filled = GHOST(bare, rounded=True)
+    atoms, edges = len(filled.graph.types), len(filled.graph.edge_shift)
+    assert (atoms, edges) == (round_up(atoms), round_up(edges))
+    assert edges == round_up(max(EDGES, sizes.edges + 1))
+    assert int(filled.graph.row_ptr.diff()[sizes.atoms :].max()) <= ROW
+    expected, found = (terms(potential(batch.graph), batch) for batch in (bare, filled))
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=0.0)
+    for one, other in zip(torch.autograd.grad(found, weights), torch.autograd.grad(expected, weights), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12 * float(other.abs().max()))
+
+
+def test_rounded_sizes() -> None:
+    assert [round_up(number) for number in (1, 15, 33, 64, 65, 257, 1000, 28_000)] == [
+        *(1, 15, 34, 64, 68, 272, 1024, 28_672)
+    ]
+    numbers = range(64, 4096)
+    more = np.array([round_up(number) / number - 1 for number in numbers])
+    assert more.min() == 0
+    assert more.max() <= 1 / 16
+    assert more.mean() < 0.03
+    assert len({round_up(number) for number in numbers}) == 6 * 16 + 1
+    assert all(round_up(round_up(number)) == round_up(number) for number in numbers)
 
 
 def test_batches_and_lists_of_tensors(make_model: Callable[..., EnergyModel], terms: Loss) -> None:
@@ -181,6 +210,9 @@ class Stub:
     def backward(self, loss: Tensor) -> None:
         self.backward_passes += 1
         torch.autograd.backward(loss)
+
+    def say_counts(self) -> None:
+        pass
 
 
 def test_precision_of_products_in_backward_passes(

@@ -53,9 +53,12 @@ class Recording:
 
     def __init__(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor], repeat: Callable[[], None]) -> None:
         self.inputs, self.outputs, self.repeat = [*inputs], [*outputs], repeat
+        dtypes = [tensor.dtype for tensor in inputs]
+        self._by_dtype = [[n for n, one in enumerate(dtypes) if one is dtype] for dtype in dict.fromkeys(dtypes)]
 
     def __call__(self, inputs: Sequence[Tensor]) -> list[Tensor]:
         """The outputs for other inputs of the same shapes; they are there until the next repetition."""
-        torch._foreach_copy_(self.inputs, [*inputs])
+        for numbers in self._by_dtype:  # of one dtype it is one launch
+            torch._foreach_copy_([self.inputs[n] for n in numbers], [inputs[n] for n in numbers])
         self.repeat()
         return self.outputs

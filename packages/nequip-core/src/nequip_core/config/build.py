@@ -48,6 +48,7 @@ from nequip_core.ops.select import Ops
 from nequip_core.plugins.manager import Registry
 from nequip_core.potential import Potential
 from nequip_core.progress import Progress, silent
+from nequip_core.recording import Recorder
 from nequip_core.structure import Ints, Structure, TypeMap
 from nequip_core.training.callbacks import (
     Checkpoints,
@@ -62,6 +63,7 @@ from nequip_core.training.callbacks import (
     StepsTable,
 )
 from nequip_core.training.checkpoint import PackageIO
+from nequip_core.training.graphs import LARGEST
 from nequip_core.training.loss import Loss, Term
 from nequip_core.training.module import TrainingModule
 from nequip_core.training.nonfinite import offending_to
@@ -252,6 +254,7 @@ def prepare_data(
         rank=ranks.rank,
         ranks=ranks.size,
     )
+    module.rounded = records_steps(config, module)
     notes = (statistics.atomic_energies.message, *repeated(train, sets), *oversized(config, train_set))
     return RunData(
         module=module,
@@ -261,6 +264,16 @@ def prepare_data(
         model=resolve_model(typed, statistics),
         notes=tuple(note for note in notes if note),
     )
+
+
+def records_steps(config: Config, data: DataModule) -> bool:
+    """Whether steps are recorded as CUDA graphs. A rule of sizes, not of times, so that runs repeat."""
+    training = config.training
+    if not training.compile or device_type(config) != "cuda" or training.cuda_graphs is False:
+        return False
+    # Gradients do not come from autograd then: other strategies may want its hooks.
+    ours = config.trainer.strategy in ("auto", "single", "deferred_ddp")
+    return training.cuda_graphs is True or (ours and data.usual_edges() <= LARGEST)
 
 
 def names_in(path: Path, config: Config, registry: Registry) -> str:
@@ -477,6 +490,7 @@ def _compiled(
         check_every=config.training.compile_check_every,
         dump=folder / "compile_deviation.safetensors",
         say=say,
+        recorder=Recorder if data.rounded else None,
     )
 
 

@@ -142,6 +142,12 @@ def check_training(config: Config, registry: Registry) -> Found:
             yield key, f"{key} is tf32, which only CUDA devices have. Expected float32 or bf16 on the CPU."
     if training.compile_check_every and not training.compile:
         yield "training.compile_check_every", "training.compile_check_every needs training.compile=true."
+    if training.cuda_graphs is True:
+        key = "training.cuda_graphs"
+        if not training.compile:
+            yield key, f"{key} is true, which needs training.compile=true: compiled steps are recorded. Or take auto."
+        elif device_type(config) != "cuda":
+            yield key, f"{key} is true, but this run is on the CPU, where there are none. Expected auto or false."
     if trainer.max_epochs == -1 and trainer.max_steps == -1 and trainer.max_time is None:
         yield "trainer.max_epochs", "trainer: max_epochs and max_steps are -1 and max_time is null: the run has no end."
 

@@ -146,6 +146,9 @@ class Training:
     keep_every: int | None = key(None, "between kept copies epoch-000100.ckpt; null: none", "epochs")
     compile: bool = key(False, "forward, forces, loss and their derivatives as one compiled graph")
     compile_check_every: int = key(0, "between comparisons of the compiled step with eager; 0: at the start", "steps")
+    cuda_graphs: Any = key(
+        "auto", "compiled steps are recorded, so that each is one launch: auto | true | false; auto: steps of few edges"
+    )
     matmul_precision: str = key("float32", "of compiled matrix products: float32 | tf32 | bf16; the error is printed")
     callbacks: list[Callback] = key([], "[{name: dotted.Class, args: {...}}], Lightning callbacks")
 
@@ -322,6 +325,7 @@ RULES: Mapping[str, Rule] = {
     "training.checkpoint_every": COUNT,
     "training.keep_every": COUNT_OR_NULL,
     "training.compile_check_every": Rule("a whole number of at least 0", lambda v: _is_count(v, 0)),
+    "training.cuda_graphs": Rule("auto | true | false", lambda v: v == "auto" or isinstance(v, bool)),
     "training.matmul_precision": one_of("float32", "tf32", "bf16"),
     "trainer.accelerator": one_of("auto", "cpu", "cuda"),
     "trainer.devices": Rule("a whole number of at least 1, or auto", lambda v: v == "auto" or _is_count(v)),

@@ -33,6 +33,7 @@ class DataModule(LightningDataModule):
         limit: of the steps of an epoch: a number of them, or a fraction.
         workers: processes that make batches; 0: this one.
         ghost: appended to every batch, for compiled steps.
+        rounded: whether the ghost rounds the sizes of training batches up, for steps that are recorded.
         rank: of this process.
         ranks: how many share every step.
     """
@@ -50,6 +51,7 @@ class DataModule(LightningDataModule):
         limit: float = 1.0,
         workers: int = 0,
         ghost: Ghost | None = None,
+        rounded: bool = False,
         rank: int = 0,
         ranks: int = 1,
     ) -> None:
@@ -59,13 +61,14 @@ class DataModule(LightningDataModule):
         self.eval_size = eval_size
         self.max_edges = max_edges
         self.workers = workers
-        self.ghost = ghost
+        self.ghost, self.rounded = ghost, rounded
         self.rank, self.ranks = rank, ranks
         self.work = train.atoms if by == "atoms" else train.edges
 
     def train_dataloader(self) -> DataLoader[list[Batch]]:
         """Steps of the current epoch, each a list of this rank's micro-batches."""
-        return self._loader(Steps(self.train, self.max_edges, self.rank, self.ranks, self.work), self.steps)
+        source = Steps(self.train, self.max_edges, self.rank, self.ranks, self.work)
+        return self._loader(source, self.steps, self.rounded)
 
     def val_dataloader(self) -> DataLoader[Batch]:
         """This rank's validation structures once."""
@@ -94,12 +97,17 @@ class DataModule(LightningDataModule):
             return batch
         return [piece.to(device) for piece in batch] if isinstance(batch, list) else batch.to(device)
 
-    def _loader(self, source: Steps | Batches, steps: TrainSteps | EvalSteps) -> DataLoader[Any]:
+    def usual_edges(self) -> float:
+        """Of what a device computes at a time, on average; the ghost's not among them."""
+        step = float(self.train.edges.sum()) / self.steps.count / self.ranks
+        return step if self.max_edges is None else min(step, self.max_edges)
+
+    def _loader(self, source: Steps | Batches, steps: TrainSteps | EvalSteps, rounded: bool = False) -> DataLoader[Any]:
         return DataLoader(
             source,  # type: ignore[arg-type]  # its items are named by the sampler
             sampler=steps,
             batch_size=None,
-            collate_fn=partial(_finished, self.ghost),
+            collate_fn=partial(_finished, self.ghost, rounded),
             num_workers=self.workers,
             persistent_workers=self.workers > 0,
             # From other memory a copy to the device would wait for the steps before it.
@@ -121,11 +129,11 @@ def _outlive_signals(worker: int) -> None:
     signal.signal(signal.SIGTERM, lambda signum, frame: signal.alarm(WORKERS_TIME))
 
 
-def _finished(ghost: Ghost | None, made: Batch | list[Batch]) -> Batch | list[Batch]:
+def _finished(ghost: Ghost | None, rounded: bool, made: Batch | list[Batch]) -> Batch | list[Batch]:
     """What a loader gives out; in a worker, if there are any."""
     if ghost is None:
         return made
-    return [ghost(batch) for batch in made] if isinstance(made, list) else ghost(made)
+    return [ghost(batch, rounded=rounded) for batch in made] if isinstance(made, list) else ghost(made, rounded=rounded)
 
 
 def _sizes(dataset: Dataset, by: str) -> Ints:

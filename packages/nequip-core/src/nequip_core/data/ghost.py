@@ -2,7 +2,8 @@
 
 A compiled step serves batches of at least `ATOMS` atoms and `EDGES` edges, in at least two structures (compilers make
 other code for fewer). The ghost fills up smaller ones, and it is in every batch, so that all batches are of one kind;
-a process that has nothing to do in a step computes the ghost alone.
+a process that has nothing to do in a step computes the ghost alone. Where steps are recorded as CUDA graphs, which
+serve batches of equal sizes only, it also rounds sizes up, so that they repeat.
 """
 
 from __future__ import annotations
@@ -17,6 +18,9 @@ from nequip_core.graph import Graph, collate
 ATOMS = 64
 EDGES = 256
 
+ROW = 32
+"""Edges of an atom of a ghost that rounds up, at most: many would be one long row for one program on a GPU."""
+
 
 class Ghost(NamedTuple):
     """Appends a ghost to batches.
@@ -27,10 +31,19 @@ class Ghost(NamedTuple):
 
     distance: float
 
-    def __call__(self, batch: Batch) -> Batch:
-        """The batch with one more structure; ``ids`` stay those of the others."""
-        atoms = max(1, ATOMS - batch.graph.types.shape[0])
-        edges = max(1, EDGES - batch.graph.edge_shift.shape[0])
+    def __call__(self, batch: Batch, *, rounded: bool = False) -> Batch:
+        """The batch with one more structure; ``ids`` stay those of the others.
+
+        Args:
+            batch: without a ghost.
+            rounded: whether the numbers of atoms and edges are such as `round_up` gives.
+        """
+        atoms, edges = batch.graph.types.shape[0], batch.graph.edge_shift.shape[0]
+        if rounded:
+            edges = round_up(max(EDGES, edges + 1)) - edges
+            atoms = round_up(max(ATOMS, atoms - (-edges // ROW))) - atoms
+        else:
+            atoms, edges = max(1, ATOMS - atoms), max(1, EDGES - edges)
         labels = batch.labels
         no = torch.zeros(1, dtype=torch.bool)
         return batch._replace(
@@ -67,3 +80,9 @@ class Ghost(NamedTuple):
             neighbor_ptr=pointers,
             local=torch.zeros(atoms, dtype=torch.bool),
         )
+
+
+def round_up(number: int) -> int:
+    """To a multiple of a sixteenth of the power of two below: by at most 6.25 %, 3 % on average."""
+    step = max(1, (1 << number.bit_length() - 1) // 16)
+    return -(-number // step) * step

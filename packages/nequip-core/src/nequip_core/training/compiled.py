@@ -16,13 +16,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 from unittest import mock
 
 import torch
 import torch.fx.experimental._config
 from safetensors.torch import save
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 from torch._dynamo.utils import counters
 from torch.func import functional_call
 
@@ -34,6 +34,7 @@ from nequip_core.graph import Graph
 from nequip_core.ops.segment import take_rows
 from nequip_core.potential import Potential, Prediction
 from nequip_core.tracing import Sizes, TraceError, axes, next_prime, sample_graph, trace
+from nequip_core.training.graphs import Record, RecordedSteps
 from nequip_core.training.loss import Loss
 
 CODE = 3
@@ -43,7 +44,10 @@ SMALLEST = Sizes(2, ATOMS, EDGES)
 """Of the batches that compiled functions serve."""
 
 TOLERANCE: Mapping[str, float] = {"float64": 1e-9, "float32": 1e-3, "tf32": 3e-2, "bf16": 2e-1}
-"""Largest deviation of a compiled step from the eager one, see `deviations`; by dtype or matmul precision."""
+"""Largest deviation of a compiled step from the eager one, see `deviations`; by dtype or matmul precision.
+
+A recorded step deviates from the launched one by at most a tenth of it: the same code, but libraries may choose others.
+"""
 
 FLOOR = 1e-2
 """A gradient that is smaller than this part of the largest parameter's is compared with that part instead."""
@@ -252,15 +256,15 @@ class CompiledFunction:
                     torch._dynamo.mark_dynamic(tensor, axis)
         return self._compiled(*self.weights, *tensors)
 
-    def __call__(self, tensors: Sequence[Tensor]) -> Any:
-        """The value, by the code that was compiled.
+    def __call__(self, tensors: Sequence[Tensor], weights: Sequence[Tensor] | None = None) -> Any:
+        """The value, by the code that was compiled; for these weights, or those of the moment.
 
         Raises:
             TraceError: that code does not serve these tensors.
         """
         try:
             with torch.compiler.set_stance("fail_on_recompile"), matmul_precision(self.precision):
-                return self._compiled(*self.weights, *tensors)
+                return self._compiled(*(self.weights if weights is None else weights), *tensors)
         except RuntimeError as error:
             if "recompile" not in str(error):
                 raise
@@ -339,6 +343,7 @@ class CompiledTraining:
         check_every: steps between comparisons with eager; 0: at the start only.
         dump: where a deviation is written.
         say: told what takes long, and how much compiled and eager differ.
+        recorder: makes what records steps on a device, see `nequip_core.recording.Recorder`; None: all are launched.
     """
 
     def __init__(
@@ -352,6 +357,7 @@ class CompiledTraining:
         check_every: int = 0,
         dump: Path,
         say: Say,
+        recorder: Callable[[torch.device], Record] | None = None,
     ) -> None:
         self.potential, self.eager_loss = potential, loss
         self.sample, self.ghost = sample, ghost
@@ -359,6 +365,8 @@ class CompiledTraining:
         dtype = potential.model.info.dtype
         self.tolerance = TOLERANCE[dtype if precision == "float32" else precision]
         self.steps = 0
+        self.recorder = recorder
+        self.recorded: RecordedSteps | None = None
         self._loss: CompiledFunction | None = None
         self._predict: CompiledFunction | None = None
 
@@ -394,6 +402,13 @@ class CompiledTraining:
             f"{report.graphs} graph; gradients deviate from eager by {report.deviation:.1e} (allowed: "
             f"{self.tolerance:.0e})."
         )
+        self.begin_recording(device)
+
+    def begin_recording(self, device: torch.device) -> None:
+        """From now on, where there is a recorder."""
+        if self.recorder is not None:
+            weights = [*self.potential.parameters()]
+            self.recorded = RecordedSteps(self._launch, weights, self.recorder(device), self._check_recorded)
 
     def prepare_validation(self, device: torch.device) -> None:
         """The same for predictions. The potential is what a package would be."""
@@ -414,22 +429,32 @@ class CompiledTraining:
             compiled.report.deviation = max(self._compare_predictions(batch) for batch in (first, second))
 
     def loss(self, batch: Batch) -> Tensor:
-        """The loss of a batch; every ``check_every`` calls it is compared with eager first.
+        """The loss of a batch; every ``check_every`` calls the step is compared with eager first.
+
+        It does not ask for a gradient where it comes from a recording, which has computed it already.
 
         Raises:
             CheckError: compiled and eager differ.
         """
         assert self._loss is not None
+        tensors = flatten(batch)
+        recorded = None if self.recorded is None else self.recorded.loss(_sizes(batch.graph), tensors)
         self.steps += 1
         if self.check_every and self.steps % self.check_every == 0:
-            self._compare(self._loss, batch, "compiled")
-        value: Tensor = self._loss(flatten(batch))
+            self._compare(self._loss, batch, "compiled", recorded)
+        if recorded is not None:
+            return recorded
+        value: Tensor = self._loss(tensors)
         return value
 
     def backward(self, loss: Tensor) -> None:
-        """The gradients of what `loss` gave."""
-        with matmul_precision(self.precision):
-            torch.autograd.backward(loss)
+        """The gradients of what `loss` gave last."""
+        if loss.requires_grad:
+            with matmul_precision(self.precision):
+                torch.autograd.backward(loss)
+        else:
+            assert self.recorded is not None
+            self.recorded.add_gradients()
 
     def predict(self, graph: Graph) -> Prediction:
         """Predictions without derivatives by the weights."""
@@ -441,7 +466,21 @@ class CompiledTraining:
         loss, predict = (
             None if function is None else vars(function.report) for function in (self._loss, self._predict)
         )
-        return {**(loss or {}), "validation": predict}
+        return {**(loss or {}), "validation": predict, "cuda_graphs": self._counts()}
+
+    def say_counts(self) -> None:
+        """How steps have come about, if any was to be recorded."""
+        counts = self._counts()
+        if counts is not None:
+            self.say(
+                "CUDA graphs: {recorded} recorded; {replayed} batches by them, {launched} launched.".format(**counts)
+            )
+
+    def _counts(self) -> dict[str, int] | None:
+        found = self.recorded
+        if found is None:
+            return None
+        return {"recorded": found.recorded, "replayed": found.replayed, "launched": found.launched}
 
     def _samples(self, sizes: Sizes, device: torch.device) -> tuple[Batch, Batch]:
         first, second = (
@@ -450,20 +489,41 @@ class CompiledTraining:
         )
         return first, second
 
-    def _compare(self, function: Callable[[Sequence[Tensor]], Tensor], batch: Batch, kind: str) -> float:
-        """The largest deviation of a loss and its gradients from eager."""
-        named = {name: p for name, p in self.potential.named_parameters() if p.requires_grad}
-
-        def results(loss: Tensor) -> dict[str, Tensor]:
-            gradients = torch.autograd.grad(loss, tuple(named.values()), allow_unused=True)
-            found = zip(named.items(), gradients, strict=True)
-            return {"loss": loss.detach()} | {n: torch.zeros_like(p) if g is None else g for (n, p), g in found}
-
-        with matmul_precision("float32"):
-            eager = results(self.eager_loss(self.potential(batch.graph), batch))
+    def _launch(
+        self, weights: Sequence[nn.Parameter], tensors: Sequence[Tensor]
+    ) -> tuple[Tensor, Sequence[Tensor | None]]:
+        """The compiled loss, and its gradient by each weight."""
+        assert self._loss is not None
         with matmul_precision(self.precision):
-            ours = results(function(flatten(batch)))
-        return self._judge(ours, eager, kind, flatten(batch))
+            return _with_gradients(self._loss(tensors, weights), weights)
+
+    def _check_recorded(self, tensors: Sequence[Tensor], loss: Tensor, gradients: Sequence[Tensor | None]) -> None:
+        launched = self._named(*self._launch([*self.potential.parameters()], tensors))
+        recorded = self._named(loss, gradients)
+        self._judge(recorded, launched, "recorded", tensors, "launched", 0.1 * self.tolerance)
+
+    def _compare(
+        self, function: Callable[[Sequence[Tensor]], Tensor], batch: Batch, kind: str, recorded: Tensor | None = None
+    ) -> float:
+        """The largest deviation of a loss and its gradients from eager; of the last recorded ones, where there are."""
+        weights, tensors = [*self.potential.parameters()], flatten(batch)
+        with matmul_precision("float32"):
+            eager = self._named(*_with_gradients(self.eager_loss(self.potential(batch.graph), batch), weights))
+        if recorded is not None:
+            assert self.recorded is not None
+            return self._judge(self._named(recorded, self.recorded.gradients), eager, "recorded", tensors)
+        with matmul_precision(self.precision):
+            ours = self._named(*_with_gradients(function(tensors), weights))
+        return self._judge(ours, eager, kind, tensors)
+
+    def _named(self, loss: Tensor, gradients: Sequence[Tensor | None]) -> dict[str, Tensor]:
+        """Results to compare: zeros where there is no gradient."""
+        found = zip(self.potential.named_parameters(), gradients, strict=True)
+        return {"loss": loss.detach()} | {
+            name: torch.zeros_like(weight) if gradient is None else gradient
+            for (name, weight), gradient in found
+            if weight.requires_grad
+        }
 
     def _compare_predictions(self, batch: Batch) -> float:
         names = Prediction._fields[:4]
@@ -473,34 +533,44 @@ class CompiledTraining:
         return self._judge(compiled, eager, "compiled", [*batch.graph])
 
     def _judge(
-        self, ours: Mapping[str, Tensor], eager: Mapping[str, Tensor], kind: str, batch: Sequence[Tensor]
-    ) -> float:
-        found = deviations(ours, eager)
-        name = max(found, key=lambda name: found[name] if found[name] == found[name] else float("inf"))
-        if not found[name] <= self.tolerance:
-            self._stop(ours, eager, kind, name, found[name], batch)
-        return found[name]
-
-    def _stop(
         self,
         ours: Mapping[str, Tensor],
-        eager: Mapping[str, Tensor],
+        expected: Mapping[str, Tensor],
         kind: str,
-        name: str,
-        deviation: float,
         batch: Sequence[Tensor],
-    ) -> NoReturn:
+        than: str = "eager",
+        tolerance: float | None = None,
+    ) -> float:
+        found = deviations(ours, expected)
+        name = max(found, key=lambda name: found[name] if found[name] == found[name] else float("inf"))
+        tolerance = self.tolerance if tolerance is None else tolerance
+        if not found[name] <= tolerance:
+            self._write_down({kind: ours, than: expected}, batch)
+            instead = "training.cuda_graphs=false" if kind == "recorded" else "training.compile=false"
+            raise CheckError(
+                f"The {kind} step is not the {than} one: {name} deviates by {found[name]:.1e} (at most "
+                f"{tolerance:.0e}). Both results and the batch are in {self.dump}. A model that stops gradients "
+                "(detach) or reads values can not be traced; otherwise please report it. To go on, train with "
+                f"{instead}."
+            )
+        return found[name]
+
+    def _write_down(self, results: Mapping[str, Mapping[str, Tensor]], batch: Sequence[Tensor]) -> None:
         tensors = {f"batch.{n:02}": tensor for n, tensor in enumerate(batch)}
-        tensors |= {f"eager.{name}": tensor for name, tensor in eager.items()}
-        tensors |= {f"{kind}.{name}": tensor for name, tensor in ours.items()}
+        tensors |= {f"{kind}.{name}": tensor for kind, found in results.items() for name, tensor in found.items()}
         self.dump.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(self.dump, "wb") as file:
             file.write(save({name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}))
-        raise CheckError(
-            f"The {kind} step is not the eager one: {name} deviates by {deviation:.1e} (at most {self.tolerance:.0e}). "
-            f"Both results and the batch are in {self.dump}. A model that stops gradients (detach) or reads values "
-            "can not be traced; otherwise please report it. To go on, train with training.compile=false."
-        )
+
+
+def _with_gradients(loss: Tensor, weights: Sequence[nn.Parameter]) -> tuple[Tensor, list[Tensor | None]]:
+    """A loss, and its gradient by each weight that asks for one and that it depends on."""
+    asked = [number for number, weight in enumerate(weights) if weight.requires_grad]
+    gradients: list[Tensor | None] = [None] * len(weights)
+    found = torch.autograd.grad(loss, [weights[number] for number in asked], allow_unused=True)
+    for number, gradient in zip(asked, found, strict=True):
+        gradients[number] = gradient
+    return loss, gradients
 
 
 def deviations(ours: Mapping[str, Tensor], eager: Mapping[str, Tensor]) -> dict[str, float]:

@@ -283,6 +283,11 @@ class TrainingModule(LightningModule):
             "lower training.optimizer.lr or set training.gradient_clip. No checkpoint has been written since."
         )
 
+    def on_train_end(self) -> None:
+        """What is compiled says how it has worked."""
+        if self.compiled is not None:
+            self.compiled.say_counts()
+
     # ---- checkpoints
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
