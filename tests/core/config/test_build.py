@@ -121,6 +121,31 @@ def test_loss_has_the_terms_that_weigh_something(per_atom: bool, quantity: str) 
     assert [(term.quantity, term.weight) for term in loss.terms] == [(quantity, 3.0), ("forces", 1.0)]
 
 
+@pytest.mark.parametrize(
+    ("changes", "edges", "cuda", "expected"),
+    [
+        ({}, 99_000.0, True, True),
+        ({}, 101_000.0, True, False),
+        ({}, 99_000.0, False, False),
+        ({"compile": False}, 99_000.0, True, False),
+        ({"cuda_graphs": False}, 99_000.0, True, False),
+        ({"cuda_graphs": True}, 101_000.0, True, True),
+        ({"strategy": "theirs"}, 99_000.0, True, False),
+        ({"strategy": "deferred_ddp"}, 99_000.0, True, True),
+    ],
+)
+def test_which_steps_are_recorded(
+    changes: dict[str, Any], edges: float, cuda: bool, expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(build, "device_type", lambda config: "cuda" if cuda else "cpu")
+    config = Config(model=NequIPConfig(cutoff=3.0))
+    config.training.compile = True
+    for name, value in changes.items():
+        setattr(config.trainer if name == "strategy" else config.training, name, value)
+    data: Any = SimpleNamespace(usual_edges=lambda: edges)
+    assert build.records_steps(config, data) is expected
+
+
 class WandbError(Exception):
     """In the place of ``wandb.errors.Error``; the package is not among those that the tests need."""
 
