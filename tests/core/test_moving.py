@@ -182,17 +182,30 @@ def test_virials_when_they_are_asked_for(case: Case) -> None:
 
 
 def test_another_box_is_told_by_the_device(case: Case) -> None:
-    record = Repeating()
-    potential = moving(case, record)
+    potential = moving(case, Repeating())
     crystal = systems.crystal()
+    x = torch.tensor(crystal.positions)
+    assert potential.ahead(x) is None
     for _ in range(2):
         predict(potential, crystal)
-    x = torch.tensor(crystal.positions)
-    same = potential.again(x, changed=torch.tensor(False))
+    same = potential.ahead(x, changed=torch.tensor(False))
     assert same is not None
-    assert_right(case, same, crystal)
-    assert potential.again(x, changed=torch.tensor(True)) is None
-    assert potential.again(x[:-1]) is None
+    assert_right(case, same.prediction, crystal)
+    assert same.holds()
+    other = potential.ahead(x, changed=torch.tensor(True))
+    assert other is not None
+    assert not other.holds()
+    assert potential.ahead(x[:-1]) is None
+
+
+def test_positions_in_another_unit(case: Case) -> None:
+    record = Repeating()
+    potential = MovingPotential(loaded(case), LIST, skin=SKIN, unit=10.0, record=record)
+    crystal = systems.crystal()
+    for _ in range(4):
+        found = predict(potential, systems.replaced(crystal, positions=crystal.positions / 10))
+        assert_right(case, found, crystal)
+    assert record.repeated == 2
 
 
 def test_what_is_wrong_is_said(case: Case) -> None:

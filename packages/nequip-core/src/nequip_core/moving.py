@@ -11,6 +11,7 @@ that says that the recording did not serve, the step is done again as the first 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -50,6 +51,7 @@ class MovingPotential:
         neighbor_list: the registry's record of a neighbour list.
         skin: Å, 0 or more; no effect on results.
         block_edges: see `nequip_core.blocks.Blocks`.
+        unit: of the positions that come, Å.
         record: how steps are recorded; None: on CUDA as `nequip_core.recording` does, elsewhere not at all.
 
     Attributes:
@@ -64,11 +66,12 @@ class MovingPotential:
         *,
         skin: float,
         block_edges: BlockEdges = "auto",
+        unit: float = 1.0,
         record: Record | None = None,
     ) -> None:
         info, device = loaded.info, loaded.device
         cutoffs = np.array(info.pair_cutoffs)
-        self.device = device
+        self.device, self.unit = device, unit
         self.potential = Blocks(loaded.potential, info, block_edges)
         self.graph: MovingGraph | SkinGraph
         self._steps: RecordedSteps | None = None
@@ -80,17 +83,17 @@ class MovingPotential:
         if record is None and device.type == "cuda":
             record = Recorder(device)
         if record is not None and loaded.narrow is not None and block_edges in ("auto", None):
-            self._steps = RecordedSteps(record, loaded.narrow, loaded.potential, info.cutoff, 0.5 * skin)
+            self._steps = RecordedSteps(record, loaded.narrow, loaded.potential, info.cutoff, 0.5 * skin, unit)
 
     def __call__(
         self, positions: Floats | Tensor, types: Ints, cell: Floats, pbc: Bools, *, atomic_virial: bool = False
     ) -> Prediction:
-        """The prediction for one system: [N, 3] Å, [N], [3, 3] Å, [3]; see `batch`."""
+        """The prediction for one system: [N, 3], [N], [3, 3] Å, [3]; see `batch`."""
         if isinstance(self.graph, SkinGraph):
             atoms = np.array([len(types)])
             return self.batch(positions, types, cell[None], pbc[None], atoms, atomic_virial=atomic_virial)
         host = positions.cpu().numpy() if isinstance(positions, Tensor) else positions
-        return self.potential(self.graph(host, types, cell, pbc), atomic_virial=atomic_virial)
+        return self.potential(self.graph(host * self.unit, types, cell, pbc), atomic_virial=atomic_virial)
 
     def batch(
         self,
@@ -105,7 +108,7 @@ class MovingPotential:
         """The prediction for B systems, whose atoms follow each other.
 
         Args:
-            positions: [N, 3], Å.
+            positions: [N, 3], in ``unit``.
             types: [N] type indices.
             cells: [B, 3, 3], Å.
             pbc: [B, 3].
@@ -116,37 +119,66 @@ class MovingPotential:
             InputError: positions or cells are not finite; two atoms overlap; a cell has no volume where it is periodic.
         """
         assert isinstance(self.graph, SkinGraph)
-        x = torch.as_tensor(positions, dtype=torch.float64).to(self.device)
+        x = torch.as_tensor(positions).to(self.device)
         if self.graph.listed_for(types, cells, pbc, atoms):
-            again = self.again(x, atomic_virial=atomic_virial)
-            if again is not None:
-                return again
-        graph = self.graph.batch(x, types, cells, pbc, atoms)
+            ahead = self.ahead(x, atomic_virial=atomic_virial)
+            if ahead is not None:
+                kept = ahead.kept()
+                if ahead.holds():
+                    return kept
+        graph = self.graph.batch(x.double() * self.unit, types, cells, pbc, atoms)
         prediction = self.potential(graph, atomic_virial=atomic_virial)
         if self._steps is not None:
             self._steps.take(self.graph.listed, graph.edge_shift.shape[0], atomic_virial=atomic_virial)
         return prediction
 
-    def again(
-        self, positions: Tensor, *, changed: Tensor | None = None, atomic_virial: bool = False
-    ) -> Prediction | None:
+    def ahead(self, positions: Tensor, *, changed: Tensor | None = None, atomic_virial: bool = False) -> Ahead | None:
         """What `batch` gives with everything but the positions as in its last call, by its recording.
 
         Args:
-            positions: [N, 3], Å, on the device.
-            changed: [] whether something else is not as it was; on the device, for which nobody waits before the step.
+            positions: [N, 3], in ``unit``, on the device.
+            changed: [] whether something else is not as it was, on the device.
             atomic_virial: see `batch`.
 
         Returns:
-            None: ``changed``, or nothing recorded serves. Then it is for `batch` to compute, or to say what is wrong.
+            None: nothing that was recorded serves. Then, and where it does not hold, it is for `batch` to compute, or
+            to say what is wrong.
         """
         graph = self.graph
         if self._steps is None or not isinstance(graph, SkinGraph) or graph.listed is None:
             return None
-        prediction = self._steps(positions, changed, atomic_virial=atomic_virial)
-        if self._steps.due:
-            graph.forget()
-        return prediction
+        begun = self._steps(positions, changed, atomic_virial=atomic_virial)
+        return None if begun is None else Ahead(*begun, self._steps, graph)
+
+
+class Ahead(NamedTuple):
+    """A step that the device is at, as if the host knew that it was right.
+
+    Attributes:
+        prediction: overwritten by the next step.
+        seen: what tells.
+        steps: whose it is.
+        graph: of the systems.
+    """
+
+    prediction: Prediction
+    seen: Tensor
+    steps: RecordedSteps
+    graph: SkinGraph
+
+    def kept(self) -> Prediction:
+        """The prediction, which stays."""
+        there = [tensor for tensor in self.prediction if tensor is not None]
+        # A product is another tensor, in one launch for all of them.
+        energy, atomic_energy, forces, virial, *of_atoms = torch._foreach_mul(there, 1.0)
+        return Prediction(energy, atomic_energy, forces, virial, of_atoms[0] if of_atoms else None)
+
+    def holds(self) -> bool:
+        """Whether it was right. The one time that the device is waited for."""
+        held = self.steps.holds(self.seen)
+        if self.steps.due:
+            self.graph.forget()
+        return held
 
 
 class RecordedSteps:
@@ -158,14 +190,23 @@ class RecordedSteps:
         potential: the model.
         cutoff: its largest, Å.
         reach: Å, how far an atom may go before neighbours are listed anew.
+        unit: of the positions that come, Å.
 
     Attributes:
         due: whether they should be listed anew now.
     """
 
-    def __init__(self, record: Record, narrow: Narrows, potential: PotentialLike, cutoff: float, reach: float) -> None:
+    def __init__(
+        self,
+        record: Record,
+        narrow: Narrows,
+        potential: PotentialLike,
+        cutoff: float,
+        reach: float,
+        unit: float,
+    ) -> None:
         self.record, self.narrow, self.potential = record, narrow, potential
-        self.cutoff, self.reach = cutoff, reach
+        self.cutoff, self.reach, self.unit = cutoff, reach, unit
         self.due = False
         self._recording: Recording | None = None
         self._room = _Room(0, 0)
@@ -202,8 +243,10 @@ class RecordedSteps:
             return
         self._of = listed
 
-    def __call__(self, positions: Tensor, changed: Tensor | None, *, atomic_virial: bool) -> Prediction | None:
-        """The prediction, or None where the recording does not serve."""
+    def __call__(
+        self, positions: Tensor, changed: Tensor | None, *, atomic_virial: bool
+    ) -> tuple[Prediction, Tensor] | None:
+        """Begin a step: the prediction, and what tells whether it is right; None where the recording does not serve."""
         recording = self._recording
         if recording is None or self._of is None or (atomic_virial and not self._virials):
             return None
@@ -211,17 +254,17 @@ class RecordedSteps:
             return None
         recording.inputs[0].copy_(positions)
         recording.repeat()
-        seen, *outputs = recording.outputs
-        # What is multiplied is another tensor, in one launch for all: the next step writes over these.
-        results = torch._foreach_mul(outputs, 1.0)
+        seen, energy, atomic_energy, forces, virial, *of_atoms = recording.outputs
         if changed is not None:
             seen = torch.cat([seen, changed.to(seen.dtype).reshape(1)])
-        near, edges, overlaps, moved, *other = seen.tolist()  # the one time that the device is waited for
-        if near < len(positions) or edges > self._room.edges or overlaps or any(other):
-            return None
+        return Prediction(energy, atomic_energy, forces, virial, of_atoms[0] if atomic_virial else None), seen
+
+    def holds(self, seen: Tensor) -> bool:
+        """Whether the step was one of this list, whose edges there was room for. The device is waited for."""
+        assert self._of is not None
+        near, edges, overlaps, moved, *changed = seen.tolist()
         self.due = moved > (SOON * self.reach) ** 2
-        energy, atomic_energy, forces, virial, *of_atoms = results
-        return Prediction(energy, atomic_energy, forces, virial, of_atoms[0] if atomic_virial else None)
+        return near == len(self._of.types) and edges <= self._room.edges and not overlaps and not any(changed)
 
     def _inputs(self, listed: Listed, room: _Room) -> list[Tensor]:
         """Graph, positions of the list, reach: with pairs beyond the cut-off up to the room that there is."""
@@ -233,7 +276,7 @@ class RecordedSteps:
             by_neighbor=torch.cat([wide.by_neighbor, torch.arange(pairs, room.pairs, device=wide.by_neighbor.device)]),
         )
         reach = wide.positions.new_full((1,), self.reach)
-        return [*padded, wide.positions, reach]
+        return [*padded._replace(positions=wide.positions / self.unit), wide.positions, reach]
 
     def _far(self, like: Tensor) -> Tensor:
         """From an atom to an image of itself beyond every cut-off; not along an axis, where harmonics have zeros."""
@@ -242,6 +285,7 @@ class RecordedSteps:
     def _step(self, inputs: Sequence[Tensor]) -> list[Tensor]:
         """What the host has to know, then the prediction's tensors."""
         wide, (listed, reach) = Graph(*inputs[: len(Graph._fields)]), inputs[len(Graph._fields) :]
+        wide = wide._replace(positions=wide.positions * self.unit)
         found = Narrow(*self.narrow([*wide_of(wide, listed, reach)]))
         edges = found.seen[1]
         number = torch.arange(self._room.edges, device=edges.device)

@@ -41,14 +41,14 @@ class Evaluator:
         self.model = model
         name = DEFAULT if model.device.type == "cpu" else DEVICE
         entry = find(load_registry().neighbor_lists, name, "neighbour list")
-        self._moving = MovingPotential(model, entry, skin=spec.skin)
+        self._moving = MovingPotential(model, entry, skin=spec.skin, unit=ANGSTROM)
         self._types = types.cpu().numpy()
         self._box: Tensor | None = None  # of the last step, where OpenMM computes
         self._parents = torch.tensor(spec.parents, dtype=torch.int64, device=model.device)
         self._alone = threading.Lock()  # contexts in several threads may share a force
 
     def __call__(self, positions: Tensor, box: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Energy [], kJ/mol, and forces [n, 3], kJ/mol/nm; float64, where the positions are.
+        """Energy [], kJ/mol, float64, and forces [n, 3], kJ/mol/nm, as the positions; where these are.
 
         Args:
             positions: [n, 3], nm, of the atoms that the model sees.
@@ -57,32 +57,36 @@ class Evaluator:
         Raises:
             InputError: positions or box are not finite, two atoms overlap.
         """
-        here = self.model.device
-        x = positions.to(here, torch.float64) * ANGSTROM
+        x = positions.to(self.model.device)
         if len(self._parents) and box is not None:
-            x = unwrap(x, box.to(here, torch.float64) * ANGSTROM, self._parents)
+            x = unwrap(x.double(), box.to(x.device, torch.float64), self._parents)
         with self._alone:
-            prediction = self._predict(x, box if self.spec.periodic else None)
-        energy = prediction.energy.sum() * KJ_MOL
-        forces = prediction.forces * (KJ_MOL * ANGSTROM)
-        return energy.to(positions.device), forces.to(positions.device)
+            return self._evaluate(x, box if self.spec.periodic else None, positions)
+
+    def _evaluate(self, x: Tensor, box: Tensor | None, like: Tensor) -> tuple[Tensor, Tensor]:
+        if box is not None and box.is_cuda and self._box is not None:
+            # The way of a box to the host would be waited for; whether it is the old one is read after the step.
+            ahead = self._moving.ahead(x, changed=(box != self._box).any())
+            if ahead is not None:
+                results = _in_units(ahead.prediction, like)
+                if ahead.holds():
+                    return results
+        self._box = box.clone() if box is not None and box.is_cuda else None
+        cell = torch.zeros(3, 3) if box is None else box.to("cpu", torch.float64) * ANGSTROM
+        prediction = self._moving(x, self._types, cell.double().numpy(), np.full(3, box is not None))
+        return _in_units(prediction, like)
 
     @property
     def potential(self) -> Blocks:
         """The model, in blocks where it must be."""
         return self._moving.potential
 
-    def _predict(self, x: Tensor, box: Tensor | None) -> Prediction:
-        if box is None:
-            return self._moving(x, self._types, np.zeros((3, 3)), np.full(3, False))
-        if box.is_cuda and self._box is not None:
-            # The way of a box to the host would be waited for; that it is the old one is read after the step.
-            again = self._moving.again(x, changed=(box != self._box).any())
-            if again is not None:
-                return again
-        self._box = box.clone() if box.is_cuda else None
-        cell = (box.to("cpu", torch.float64) * ANGSTROM).numpy()
-        return self._moving(x, self._types, cell, np.full(3, True))
+
+def _in_units(prediction: Prediction, like: Tensor) -> tuple[Tensor, Tensor]:
+    """Energy and forces of OpenMM."""
+    energy = prediction.energy.sum() * KJ_MOL
+    forces = prediction.forces * (KJ_MOL * ANGSTROM)
+    return energy.to(like.device), forces.to(like)
 
 
 def unwrap(positions: Tensor, cell: Tensor, parents: Tensor) -> Tensor:
