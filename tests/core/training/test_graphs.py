@@ -259,7 +259,7 @@ def test_recorded_steps_know_nothing_of_training() -> None:
     def step(weights: Sequence[Tensor], batch: Sequence[Tensor]) -> tuple[Tensor, list[Tensor | None]]:
         return (weights[0] * batch[0]).sum(), [batch[0], None]
 
-    steps = RecordedSteps(step, [weight, unused], record, lambda *arguments: None)
+    steps = RecordedSteps(step, [weight, unused], lambda: record, lambda *results: None)
     batch = [torch.tensor([3.0, 4.0])]
     assert steps.loss((2,), batch) is None
     assert steps.loss((2,), batch) == 11.0

@@ -15,6 +15,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 from unittest import mock
@@ -34,7 +35,7 @@ from nequip_core.graph import Graph
 from nequip_core.ops.segment import take_rows
 from nequip_core.potential import Potential, Prediction
 from nequip_core.tracing import Sizes, TraceError, axes, next_prime, sample_graph, trace
-from nequip_core.training.graphs import Record, RecordedSteps
+from nequip_core.training.graphs import Record, RecordedSteps, Results
 from nequip_core.training.loss import Loss
 
 CODE = 3
@@ -408,7 +409,8 @@ class CompiledTraining:
         """From now on, where there is a recorder."""
         if self.recorder is not None:
             weights = [*self.potential.parameters()]
-            self.recorded = RecordedSteps(self._launch, weights, self.recorder(device), self._check_recorded)
+            recorder = partial(self.recorder, device)
+            self.recorded = RecordedSteps(self._launch, weights, recorder, self._check_recorded)
 
     def prepare_validation(self, device: torch.device) -> None:
         """The same for predictions. The potential is what a package would be."""
@@ -489,18 +491,15 @@ class CompiledTraining:
         )
         return first, second
 
-    def _launch(
-        self, weights: Sequence[nn.Parameter], tensors: Sequence[Tensor]
-    ) -> tuple[Tensor, Sequence[Tensor | None]]:
+    def _launch(self, weights: Sequence[nn.Parameter], tensors: Sequence[Tensor]) -> Results:
         """The compiled loss, and its gradient by each weight."""
         assert self._loss is not None
         with matmul_precision(self.precision):
             return _with_gradients(self._loss(tensors, weights), weights)
 
-    def _check_recorded(self, tensors: Sequence[Tensor], loss: Tensor, gradients: Sequence[Tensor | None]) -> None:
-        launched = self._named(*self._launch([*self.potential.parameters()], tensors))
-        recorded = self._named(loss, gradients)
-        self._judge(recorded, launched, "recorded", tensors, "launched", 0.1 * self.tolerance)
+    def _check_recorded(self, tensors: Sequence[Tensor], recorded: Results, launched: Results) -> float:
+        ours, theirs = self._named(*recorded), self._named(*launched)
+        return self._judge(ours, theirs, "recorded", tensors, "launched", 0.1 * self.tolerance)
 
     def _compare(
         self, function: Callable[[Sequence[Tensor]], Tensor], batch: Batch, kind: str, recorded: Tensor | None = None
@@ -563,7 +562,7 @@ class CompiledTraining:
             file.write(save({name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}))
 
 
-def _with_gradients(loss: Tensor, weights: Sequence[nn.Parameter]) -> tuple[Tensor, list[Tensor | None]]:
+def _with_gradients(loss: Tensor, weights: Sequence[nn.Parameter]) -> Results:
     """A loss, and its gradient by each weight that asks for one and that it depends on."""
     asked = [number for number, weight in enumerate(weights) if weight.requires_grad]
     gradients: list[Tensor | None] = [None] * len(weights)

@@ -21,14 +21,17 @@ LIMIT = 64
 LARGEST = 100_000
 """Edges of a usual batch up to which steps are recorded where nobody says: larger ones do not wait for launches."""
 
-Step = Callable[[Sequence[nn.Parameter], Sequence[Tensor]], tuple[Tensor, Sequence[Tensor | None]]]
-"""Of weights and a batch: the loss, and its gradient by each weight."""
+Results = tuple[Tensor, Sequence[Tensor | None]]
+"""A loss, and its gradient by each weight."""
+
+Step = Callable[[Sequence[nn.Parameter], Sequence[Tensor]], Results]
+"""Of weights and a batch."""
 
 Record = Callable[[Function, Sequence[Tensor]], Recording]
 """See `nequip_core.recording.Recorder`."""
 
-Check = Callable[[Sequence[Tensor], Tensor, Sequence[Tensor | None]], None]
-"""Raises where the loss and the gradients of a batch are not those that are launched."""
+Check = Callable[[Sequence[Tensor], Results, Results], object]
+"""Raises where what was recorded of a batch is not what was launched."""
 
 
 class RecordedSteps:
@@ -40,7 +43,7 @@ class RecordedSteps:
     Args:
         step: what is recorded.
         weights: of the step.
-        record: see `Record`.
+        recorder: makes what records; its recordings share memory, and are dropped together.
         check: see `Check`; called after each recording.
         limit: of recordings.
 
@@ -51,9 +54,14 @@ class RecordedSteps:
     """
 
     def __init__(
-        self, step: Step, weights: Sequence[nn.Parameter], record: Record, check: Check, limit: int = LIMIT
+        self,
+        step: Step,
+        weights: Sequence[nn.Parameter],
+        recorder: Callable[[], Record],
+        check: Check,
+        limit: int = LIMIT,
     ) -> None:
-        self.step, self.weights, self.record, self.check, self.limit = step, weights, record, check, limit
+        self.step, self.weights, self.recorder, self.check, self.limit = step, weights, recorder, check, limit
         self.recorded = self.replayed = self.launched = 0
         self._seen: set[Hashable] = set()
         self._begin(self._places())
@@ -116,6 +124,7 @@ class RecordedSteps:
         """Without recordings."""
         self._as_recorded = places
         self._recordings: dict[Hashable, Recording] = {}
+        self._new_recording = self.recorder()
         # Others than the parameters: autograd keeps the stream on which it first met a parameter, which is not that of
         # recordings.
         self._leaves = [nn.Parameter(weight.detach(), weight.requires_grad) for weight in self.weights]
@@ -125,8 +134,10 @@ class RecordedSteps:
         self._value = torch.zeros((), dtype=torch.float64, device=self._leaves[0].device)
 
     def _record(self, sizes: Hashable, batch: Sequence[Tensor]) -> Recording:
+        loss, gradients = self.step(self.weights, batch)  # before, so that both need not have memory at a time
+        loss = loss.detach()
         try:
-            recording = self.record(self._write, batch)
+            recording = self._new_recording(self._write, batch)
         except RuntimeError as error:
             first = error.__context__ or error  # what ended the capture
             raise InputError(
@@ -135,7 +146,7 @@ class RecordedSteps:
             ) from error
         self.recorded += 1
         recording(batch)
-        self.check(batch, self._value, self.gradients)
+        self.check(batch, (self._value, self.gradients), (loss, gradients))
         return recording
 
     def _write(self, batch: Sequence[Tensor]) -> Sequence[Tensor]:
