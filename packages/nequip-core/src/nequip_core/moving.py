@@ -93,7 +93,8 @@ class MovingPotential:
             atoms = np.array([len(types)])
             return self.batch(positions, types, cell[None], pbc[None], atoms, atomic_virial=atomic_virial)
         host = positions.cpu().numpy() if isinstance(positions, Tensor) else positions
-        return self.potential(self.graph(host * self.unit, types, cell, pbc), atomic_virial=atomic_virial)
+        x = host.astype(np.float64) * self.unit
+        return self.potential(self.graph(x, types, cell, pbc), atomic_virial=atomic_virial)
 
     def batch(
         self,
