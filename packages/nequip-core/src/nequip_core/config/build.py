@@ -478,7 +478,7 @@ def _compiled(
         return sample_sizes(structures, float(part.atoms.mean()), float(part.edges.mean()), batch.max_edges)
 
     sample = Sample(
-        training=sizes(data.train, len(data.train) / data.steps.count / data.ranks),
+        training=sizes(data.train, data.usual_structures()),
         validation=sizes(data.val, min(batch.eval_size, len(data.val))),
     )
     return CompiledTraining(

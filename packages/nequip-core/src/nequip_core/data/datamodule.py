@@ -97,10 +97,14 @@ class DataModule(LightningDataModule):
             return batch
         return [piece.to(device) for piece in batch] if isinstance(batch, list) else batch.to(device)
 
+    def usual_structures(self) -> float:
+        """That a device computes in a step of training, on average."""
+        return sum(len(step) for step in self.steps.steps) / self.steps.count / self.ranks
+
     def usual_edges(self) -> float:
-        """Of what a device computes at a time, on average; the ghost's not among them."""
-        step = float(self.train.edges.sum()) / self.steps.count / self.ranks
-        return step if self.max_edges is None else min(step, self.max_edges)
+        """That a device computes at a time, on average; the ghost's not among them."""
+        edges = self.usual_structures() * float(self.train.edges.mean())
+        return edges if self.max_edges is None else min(edges, self.max_edges)
 
     def _loader(self, source: Steps | Batches, steps: TrainSteps | EvalSteps, rounded: bool = False) -> DataLoader[Any]:
         return DataLoader(
