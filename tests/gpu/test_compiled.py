@@ -10,6 +10,7 @@ import json
 import os
 import subprocess
 import sys
+import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -195,17 +196,19 @@ def test_a_recorded_step_does_not_wait_and_is_few_launches(sides: Sides) -> None
         side.optimizer.step()
     before = side.counts()
     torch.cuda.synchronize()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        for batch in (second, first):
-            side.losses([batch])
-            side.optimizer.step()
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Synchronization debug mode is a prototype")
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            for batch in (second, first):
+                side.losses([batch])
+                side.optimizer.step()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
     assert side.counts() == before | {"replayed": before["replayed"] + 2}
 
     activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
-    with torch.profiler.profile(activities=activities) as profile:
+    with torch.profiler.profile(activities=activities, acc_events=True) as profile:
         side.losses([second])
         side.optimizer.step()
         torch.cuda.synchronize()

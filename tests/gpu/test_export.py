@@ -106,7 +106,7 @@ def test_recorded_steps(compiled: Callable[[str, str], tuple[Path, Path]], name:
     assert steps is not None
     assert 4 < fast._moving.graph.builds < 30
     atoms.positions += 1e-4
-    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as seen:
+    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA], acc_events=True) as seen:
         fast.calculate(atoms)
         torch.cuda.synchronize()
     launches = sum(event.count for event in seen.key_averages() if "Launch" in event.key)

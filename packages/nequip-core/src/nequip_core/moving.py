@@ -207,7 +207,9 @@ class RecordedSteps:
         unit: float,
     ) -> None:
         self.record, self.narrow, self.potential = record, narrow, potential
-        self.cutoff, self.reach, self.unit = cutoff, reach, unit
+        self.reach, self.unit = reach, unit
+        # From an atom to an image of itself beyond every cut-off; not along an axis, where harmonics have zeros.
+        self._far = 4 * cutoff * torch.tensor([0.48, 0.6, 0.64], dtype=torch.float64)
         self.due = False
         self._recording: Recording | None = None
         self._room = _Room(0, 0)
@@ -270,18 +272,15 @@ class RecordedSteps:
     def _inputs(self, listed: Listed, room: _Room) -> list[Tensor]:
         """Graph, positions of the list, reach: with pairs beyond the cut-off up to the room that there is."""
         wide = listed.wide
+        self._far = self._far.to(wide.edge_shift.device)
         pairs, more = wide.edge_shift.shape[0], room.pairs - wide.edge_shift.shape[0]
         padded = wide._replace(
             edge_index=torch.nn.functional.pad(wide.edge_index, (0, more)),
-            edge_shift=torch.cat([wide.edge_shift, self._far(wide.edge_shift).expand(more, 3)]),
+            edge_shift=torch.cat([wide.edge_shift, self._far.expand(more, 3)]),
             by_neighbor=torch.cat([wide.by_neighbor, torch.arange(pairs, room.pairs, device=wide.by_neighbor.device)]),
         )
         reach = wide.positions.new_full((1,), self.reach)
         return [*padded._replace(positions=wide.positions / self.unit), wide.positions, reach]
-
-    def _far(self, like: Tensor) -> Tensor:
-        """From an atom to an image of itself beyond every cut-off; not along an axis, where harmonics have zeros."""
-        return 4 * self.cutoff * like.new_tensor([0.48, 0.6, 0.64])
 
     def _step(self, inputs: Sequence[Tensor]) -> list[Tensor]:
         """What the host has to know, then the prediction's tensors."""
@@ -295,7 +294,7 @@ class RecordedSteps:
         index = found.edge_index.index_select(0, torch.cat([place, place + edges])).view(2, -1)
         graph = wide._replace(
             edge_index=torch.where(real, index, 0),
-            edge_shift=torch.where(real.unsqueeze(1), found.edge_shift[: len(number)], self._far(wide.edge_shift)),
+            edge_shift=torch.where(real.unsqueeze(1), found.edge_shift[: len(number)], self._far),
             row_ptr=found.row_ptr,
             by_neighbor=torch.where(real, found.by_neighbor[: len(number)], number),
             neighbor_ptr=found.neighbor_ptr,
