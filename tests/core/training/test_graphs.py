@@ -19,7 +19,7 @@ from nequip_core.potential import Potential
 from nequip_core.recording import Function, Recording
 from nequip_core.tracing import Sizes
 from nequip_core.training.compiled import CompiledTraining, Report, Sample, sample_batch, unflatten
-from nequip_core.training.graphs import RecordedSteps
+from nequip_core.training.graphs import StepGraphs
 from nequip_core.training.loss import Loss
 
 GHOST = Ghost(1.7)
@@ -252,14 +252,14 @@ def test_a_run_of_lightning(make_run: Callable[..., Any], terms: Loss, tmp_path:
     assert training.recorded.replayed > training.recorded.recorded > 0
 
 
-def test_recorded_steps_know_nothing_of_training() -> None:
+def test_graphs_know_nothing_of_training() -> None:
     weight = torch.nn.Parameter(torch.tensor([1.0, 2.0]))
     unused = torch.nn.Parameter(torch.ones(3))
 
     def step(weights: Sequence[Tensor], batch: Sequence[Tensor]) -> tuple[Tensor, list[Tensor | None]]:
         return (weights[0] * batch[0]).sum(), [batch[0], None]
 
-    steps = RecordedSteps(step, [weight, unused], lambda: record, lambda *results: None)
+    steps = StepGraphs(step, [weight, unused], lambda: record, lambda *results: None)
     batch = [torch.tensor([3.0, 4.0])]
     assert steps.loss((2,), batch) is None
     assert steps.loss((2,), batch) == 11.0

@@ -35,7 +35,7 @@ from nequip_core.graph import Graph
 from nequip_core.ops.segment import take_rows
 from nequip_core.potential import Potential, Prediction
 from nequip_core.tracing import Sizes, TraceError, axes, next_prime, sample_graph, trace
-from nequip_core.training.graphs import Record, RecordedSteps, Results
+from nequip_core.training.graphs import Record, Results, StepGraphs
 from nequip_core.training.loss import Loss
 
 CODE = 3
@@ -367,7 +367,7 @@ class CompiledTraining:
         self.tolerance = TOLERANCE[dtype if precision == "float32" else precision]
         self.steps = 0
         self.recorder = recorder
-        self.recorded: RecordedSteps | None = None
+        self.recorded: StepGraphs | None = None
         self._loss: CompiledFunction | None = None
         self._predict: CompiledFunction | None = None
 
@@ -410,7 +410,7 @@ class CompiledTraining:
         if self.recorder is not None:
             weights = [*self.potential.parameters()]
             recorder = partial(self.recorder, device)
-            self.recorded = RecordedSteps(self._launch, weights, recorder, self._check_recorded)
+            self.recorded = StepGraphs(self._launch, weights, recorder, self._check_recorded)
 
     def prepare_validation(self, device: torch.device) -> None:
         """The same for predictions. The potential is what a package would be."""

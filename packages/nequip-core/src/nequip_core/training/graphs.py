@@ -34,7 +34,7 @@ Check = Callable[[Sequence[Tensor], Results, Results], object]
 """Raises where what was recorded of a batch is not what was launched."""
 
 
-class RecordedSteps:
+class StepGraphs:
     """The losses and gradients of batches, by recordings where their sizes repeat.
 
     A recording reads the weights where they were. If one of them has moved since, or asks for a gradient no longer, all
