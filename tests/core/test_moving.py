@@ -12,7 +12,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from nequip_core.errors import InputError
+from nequip_core.errors import CheckError, InputError
+from nequip_core.graph import Graph
 from nequip_core.moving import MovingPotential
 from nequip_core.narrow import Narrowing
 from nequip_core.neighbors import DEVICE
@@ -51,9 +52,36 @@ def case(request: pytest.FixtureRequest) -> Case:
     return make_case(load_registry().models[request.param], {"zbl": True})
 
 
-def loaded(case: Case) -> Any:
+def assert_in_memory(graph: Graph) -> None:
+    """What kernels read and write is there, whatever becomes of it."""
+    edges, atoms = graph.edge_shift.shape[0], graph.types.shape[0]
+    for index, end in ((graph.edge_index, atoms - 1), (graph.by_neighbor, edges - 1), (graph.structure_ptr, atoms)):
+        assert ((index >= 0) & (index <= end)).all()
+    for pointers in (graph.row_ptr, graph.neighbor_ptr):
+        assert len(pointers) == atoms + 1
+        assert (pointers.diff() >= 0).all()
+        assert (pointers[0], pointers[-1]) == (0, edges)
+
+
+def assert_valid(graph: Graph) -> None:
+    """All that the sums of kernels rely on, for every row: those of torch on CUDA end with the last row, always."""
+    assert_in_memory(graph)
+    edges, atoms = graph.edge_shift.shape[0], graph.types.shape[0]
+    centre, neighbor = graph.edge_index
+    for index, pointers in ((centre, graph.row_ptr), (neighbor[graph.by_neighbor], graph.neighbor_ptr)):
+        assert (index.diff() >= 0).all()
+        assert pointers.tolist() == torch.searchsorted(index, torch.arange(atoms + 1)).tolist()
+    assert graph.by_neighbor.sort()[0].tolist() == list(range(edges))
+    assert (graph.structure.diff() >= 0).all()
+    structures = torch.arange(len(graph.structure_ptr))
+    assert graph.structure_ptr.tolist() == torch.searchsorted(graph.structure, structures).tolist()
+    assert len(graph.positions) == len(graph.local) == len(graph.structure) == atoms == graph.structure_ptr[-1]
+
+
+def loaded(case: Case, check: Callable[[Graph], None]) -> Any:
     def potential(*arguments: Any, **options: Any) -> Prediction:
         """In the form that compiled files have."""
+        check(*arguments)
         with mock.patch("nequip_core.ops.reference.is_traced", return_value=True):
             return case.potential(*arguments, **options)
 
@@ -66,8 +94,14 @@ def loaded(case: Case) -> Any:
     )
 
 
-def moving(case: Case, record: Callable[..., Recording], skin: float = SKIN) -> MovingPotential:
-    return MovingPotential(loaded(case), LIST, skin=skin, record=record)
+def moving(
+    case: Case,
+    record: Callable[..., Recording],
+    skin: float = SKIN,
+    unit: float = 1.0,
+    check: Callable[[Graph], None] = assert_valid,
+) -> MovingPotential:
+    return MovingPotential(loaded(case, check), LIST, skin=skin, unit=unit, record=record)
 
 
 def predict(potential: MovingPotential, *structures: Structure, virials: bool = True) -> Prediction:
@@ -121,7 +155,8 @@ def test_a_list_is_made_before_it_must_be(case: Case) -> None:
         now = systems.replaced(crystal, positions=crystal.positions + 0.02 * n * direction)
         assert_right(case, predict(potential, now, molecule), now, molecule)
     assert potential.graph.builds > 1
-    assert record.repeated + potential.graph.builds + 1 == 40
+    assert record.recorded == 1  # with the second step, and repeated then to be compared with it
+    assert record.repeated + potential.graph.builds + 1 == 40 + record.recorded
 
 
 @pytest.mark.parametrize(
@@ -149,7 +184,7 @@ def test_more_edges_than_there_is_room_for(case: Case) -> None:
     """Atoms that come nearer within one list."""
     record = Repeating()
     rng = np.random.default_rng(0)
-    potential = moving(case, record, skin=3.0)
+    potential = moving(case, record, skin=3.0, check=assert_in_memory)
     sparse = systems.structure(["H"] * 60, 3.2 * (np.stack(np.unravel_index(range(60), (5, 4, 3)), 1)))
     dense = systems.replaced(sparse, positions=0.78 * sparse.positions + rng.normal(scale=0.05, size=(60, 3)))
     middle = sparse.positions.mean(0)
@@ -200,12 +235,12 @@ def test_another_box_is_told_by_the_device(case: Case) -> None:
 
 def test_positions_in_another_unit(case: Case) -> None:
     record = Repeating()
-    potential = MovingPotential(loaded(case), LIST, skin=SKIN, unit=10.0, record=record)
+    potential = moving(case, record, unit=10.0)
     crystal = systems.crystal()
     for _ in range(4):
         found = predict(potential, systems.replaced(crystal, positions=crystal.positions / 10))
         assert_right(case, found, crystal)
-    assert record.repeated == 2
+    assert record.repeated == 3
 
 
 def test_what_is_wrong_is_said(case: Case) -> None:
@@ -221,6 +256,23 @@ def test_what_is_wrong_is_said(case: Case) -> None:
     with pytest.raises(InputError, match="not finite"):
         predict(potential, systems.crystal(), systems.replaced(molecule, positions=positions))
     assert_right(case, predict(potential, systems.crystal(), molecule), systems.crystal(), molecule)
+
+
+def test_a_recording_that_is_not_the_step_stops(case: Case) -> None:
+    class Wrong(Repeating):
+        def __call__(self, function: Function, inputs: Sequence[Tensor]) -> Recording:
+            made = super().__call__(function, inputs)
+
+            def repeat() -> None:
+                made.repeat()
+                made.outputs[3][-1] += 1e-3
+
+            return Recording(made.inputs, made.outputs, repeat)
+
+    potential = moving(case, Wrong())
+    predict(potential, systems.crystal())
+    with pytest.raises(CheckError, match=r"forces differs by .*NEQUIP_RECORD_STEPS=0"):
+        predict(potential, systems.crystal())
 
 
 def test_without_atoms_or_edges(case: Case) -> None:

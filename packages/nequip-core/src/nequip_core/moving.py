@@ -4,12 +4,13 @@
 
 On CUDA a small system waits for launches, and for the number of edges on its way to the host. So where a compiled file
 holds both functions, narrow and model, a step is recorded (`nequip_core.recording`): for as many edges as there are and
-a few more, which are farther than any cut-off. What the host has to know of a step it reads when the step is over; if
-that says that the recording did not serve, the step is done again as the first one was.
+a few more, which belong to atoms of their own and are longer than any cut-off. What the host has to know of a step it
+reads when the step is over; if that says that the recording did not serve, the step is done again as the first one was.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -17,12 +18,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.functional import pad
 
 from nequip_core.blocks import BlockEdges, Blocks, PotentialLike
-from nequip_core.errors import InputError
+from nequip_core.errors import CheckError, InputError
 from nequip_core.export.artifact import LoadedModel
 from nequip_core.graph import Graph, build_graph, edge_vectors, filter_edges, to
-from nequip_core.narrow import Narrow, wide_of
+from nequip_core.models.base import ModelInfo
+from nequip_core.narrow import Narrow, Wide
 from nequip_core.neighbors import SkinNeighborList
 from nequip_core.plugins.records import NeighborListEntry
 from nequip_core.potential import Prediction
@@ -36,8 +39,17 @@ RECORDED_EDGES = 2_000_000
 MORE_EDGES, MORE_LISTED = 1.02, 1.05
 """Room in a recording beyond the edges, and the listed pairs, that there were."""
 
+OF_AN_ATOM = 32
+"""Edges without use that one atom without use has, where the room is what it was planned to be."""
+
 SOON = 0.9
 """Part of the way at whose end neighbours are listed anew; one that has come so far is listed with the next step."""
+
+TOLERANCE = {"float32": 5e-5, "float64": 1e-9}
+"""Largest difference between a step and its recording, of the largest number."""
+
+SWITCH = "NEQUIP_RECORD_STEPS"
+"""Environment variable; 0: no step is recorded."""
 
 Record = Callable[[Function, Sequence[Tensor]], Recording]
 Narrows = Callable[[list[Tensor]], list[Tensor]]
@@ -52,7 +64,7 @@ class MovingPotential:
         skin: Å, 0 or more; no effect on results.
         block_edges: see `nequip_core.blocks.Blocks`.
         unit: of the positions that come, Å.
-        record: how steps are recorded; None: on CUDA as `nequip_core.recording` does, elsewhere not at all.
+        record: how steps are recorded; None: on CUDA as `nequip_core.recording` does, unless `SWITCH` is 0.
 
     Attributes:
         potential: the model in blocks.
@@ -80,10 +92,10 @@ class MovingPotential:
             self.graph = MovingGraph(listed, cutoffs, device)
             return
         self.graph = SkinGraph(neighbor_list, cutoffs, skin, device, loaded.narrow)
-        if record is None and device.type == "cuda":
-            record = Recorder(device)
+        if record is None and device.type == "cuda" and os.environ.get(SWITCH) != "0":
+            record = _record
         if record is not None and loaded.narrow is not None and block_edges in ("auto", None):
-            self._steps = RecordedSteps(record, loaded.narrow, loaded.potential, info.cutoff, 0.5 * skin, unit)
+            self._steps = RecordedSteps(record, loaded.narrow, loaded.potential, info, 0.5 * skin, unit)
 
     def __call__(
         self, positions: Floats | Tensor, types: Ints, cell: Floats, pbc: Bools, *, atomic_virial: bool = False
@@ -118,6 +130,7 @@ class MovingPotential:
 
         Raises:
             InputError: positions or cells are not finite; two atoms overlap; a cell has no volume where it is periodic.
+            CheckError: a recorded step is not the step.
         """
         assert isinstance(self.graph, SkinGraph)
         x = torch.as_tensor(positions).to(self.device)
@@ -130,7 +143,7 @@ class MovingPotential:
         graph = self.graph.batch(x.double() * self.unit, types, cells, pbc, atoms)
         prediction = self.potential(graph, atomic_virial=atomic_virial)
         if self._steps is not None:
-            self._steps.take(self.graph.listed, graph.edge_shift.shape[0], atomic_virial=atomic_virial)
+            self._steps.take(self.graph.listed, x, graph.edge_shift.shape[0], prediction)
         return prediction
 
     def ahead(self, positions: Tensor, *, changed: Tensor | None = None, atomic_virial: bool = False) -> Ahead | None:
@@ -182,6 +195,11 @@ class Ahead(NamedTuple):
         return held
 
 
+def _record(function: Function, inputs: Sequence[Tensor]) -> Recording:
+    """In memory of its own: that of an earlier recording may still hold results."""
+    return Recorder(inputs[0].device)(function, inputs)
+
+
 class RecordedSteps:
     """Steps with the neighbours of one list after another, by one recording as long as they fit.
 
@@ -189,7 +207,7 @@ class RecordedSteps:
         record: records a function.
         narrow: see `nequip_core.narrow`.
         potential: the model.
-        cutoff: its largest, Å.
+        info: of the model.
         reach: Å, how far an atom may go before neighbours are listed anew.
         unit: of the positions that come, Å.
 
@@ -198,30 +216,28 @@ class RecordedSteps:
     """
 
     def __init__(
-        self,
-        record: Record,
-        narrow: Narrows,
-        potential: PotentialLike,
-        cutoff: float,
-        reach: float,
-        unit: float,
+        self, record: Record, narrow: Narrows, potential: PotentialLike, info: ModelInfo, reach: float, unit: float
     ) -> None:
         self.record, self.narrow, self.potential = record, narrow, potential
         self.reach, self.unit = reach, unit
+        self.tolerance = TOLERANCE[info.dtype]
         # From an atom to an image of itself beyond every cut-off; not along an axis, where harmonics have zeros.
-        self._far = 4 * cutoff * torch.tensor([0.48, 0.6, 0.64], dtype=torch.float64)
+        self._far = 4 * info.cutoff * torch.tensor([0.48, 0.6, 0.64], dtype=torch.float64)
         self.due = False
         self._recording: Recording | None = None
-        self._room = _Room(0, 0)
+        self._room = _Room(0, 0, 0)
         self._virials = False
         self._of: Listed | None = None
         self._latest: Listed | None = None
 
-    def take(self, listed: Listed | None, edges: int, *, atomic_virial: bool) -> None:
+    def take(self, listed: Listed | None, positions: Tensor, edges: int, prediction: Prediction) -> None:
         """Serve the steps that come with this list, after one with so many edges.
 
         A list that comes for the first time may be for one step only; it is not worth a recording, unless it fits the
         one that is there.
+
+        Raises:
+            CheckError: the recording gives another prediction.
         """
         known = listed is self._latest
         self._latest, self._of, self.due = listed, None, False
@@ -229,22 +245,18 @@ class RecordedSteps:
         if listed is None or not 0 < pairs <= RECORDED_EDGES:
             self._recording = None
             return
-        virials = atomic_virial or self._virials
-        room = self._room
-        if self._recording is None or edges > room.edges or pairs > room.pairs or virials != self._virials:
-            if not known:
+        virials = prediction.atomic_virial is not None or self._virials
+        if self._recording is not None and self._room.holds(edges, pairs) and virials == self._virials:
+            inputs = self._inputs(listed, self._room)
+            if _alike(self._recording.inputs, inputs):
+                torch._foreach_copy_(self._recording.inputs, inputs)
+                self._of = listed
                 return
-            room = _Room.beyond(edges, pairs)
-        inputs = self._inputs(listed, room)
-        if room is self._room and self._recording is not None and _alike(self._recording.inputs, inputs):
-            torch._foreach_copy_(self._recording.inputs, inputs)
-        elif known:
-            self._recording = None  # its memory is for the next
-            self._room, self._virials = room, virials
-            self._recording = self.record(self._step, inputs)
-        else:
-            return
-        self._of = listed
+        if known:
+            self._recording = None
+            self._room, self._virials, self._of = _Room.beyond(edges, pairs), virials, listed
+            self._recording = self.record(self._step, self._inputs(listed, self._room))
+            self._check(positions, prediction)
 
     def __call__(
         self, positions: Tensor, changed: Tensor | None, *, atomic_virial: bool
@@ -269,52 +281,97 @@ class RecordedSteps:
         self.due = moved > (SOON * self.reach) ** 2
         return near == len(self._of.types) and edges <= self._room.edges and not overlaps and not any(changed)
 
+    def _check(self, positions: Tensor, expected: Prediction) -> None:
+        begun = self(positions, None, atomic_virial=expected.atomic_virial is not None)
+        assert begun is not None
+        found, seen = begun
+        held = self.holds(seen)
+        for name, ours, theirs in zip(Prediction._fields, found, expected, strict=True):
+            if ours is None or theirs is None:
+                continue
+            difference = float((ours - theirs).abs().max() / theirs.abs().max().clamp(min=1e-3))
+            if not (held and difference <= self.tolerance):
+                self._recording = None
+                raise CheckError(
+                    f"A recorded step is not the step: {name} differs by {difference:.1e} of the largest number (at "
+                    f"most {self.tolerance:.0e}). This is our fault: please report it. To go on, set {SWITCH}=0."
+                )
+
     def _inputs(self, listed: Listed, room: _Room) -> list[Tensor]:
-        """Graph, positions of the list, reach: with pairs beyond the cut-off up to the room that there is."""
+        """What narrows, with pairs beyond the cut-off up to the room that there is; then the atoms of the graph."""
         wide = listed.wide
         self._far = self._far.to(wide.edge_shift.device)
         pairs, more = wide.edge_shift.shape[0], room.pairs - wide.edge_shift.shape[0]
-        padded = wide._replace(
-            edge_index=torch.nn.functional.pad(wide.edge_index, (0, more)),
+        narrows = Wide(
+            positions=wide.positions / self.unit,
+            listed=wide.positions,
+            reach=wide.positions.new_full((1,), self.reach),
+            types=wide.types,
+            edge_index=pad(wide.edge_index, (0, more)),
             edge_shift=torch.cat([wide.edge_shift, self._far.expand(more, 3)]),
-            by_neighbor=torch.cat([wide.by_neighbor, torch.arange(pairs, room.pairs, device=wide.by_neighbor.device)]),
+            row_ptr=wide.row_ptr,
+            by_neighbor=torch.cat([wide.by_neighbor, torch.arange(pairs, room.pairs, device=wide.types.device)]),
+            neighbor_ptr=wide.neighbor_ptr,
         )
-        reach = wide.positions.new_full((1,), self.reach)
-        return [*padded._replace(positions=wide.positions / self.unit), wide.positions, reach]
+        # Atoms without use belong to the last structure.
+        structure_ptr = wide.structure_ptr.clone()
+        structure_ptr[-1] += room.atoms
+        structure = pad(wide.structure, (0, room.atoms), value=len(structure_ptr) - 2)
+        return [*narrows, pad(wide.types, (0, room.atoms)), structure, structure_ptr, pad(wide.local, (0, room.atoms))]
 
     def _step(self, inputs: Sequence[Tensor]) -> list[Tensor]:
         """What the host has to know, then the prediction's tensors."""
-        wide, (listed, reach) = Graph(*inputs[: len(Graph._fields)]), inputs[len(Graph._fields) :]
+        wide = Wide(*inputs[: len(Wide._fields)])
         wide = wide._replace(positions=wide.positions * self.unit)
-        found = Narrow(*self.narrow([*wide_of(wide, listed, reach)]))
-        edges = found.seen[1]
-        number = torch.arange(self._room.edges, device=edges.device)
-        real = number < edges
+        found = Narrow(*self.narrow([*wide]))
+        room, atoms, edges = self._room, wide.types.shape[0], found.seen[1]
+        # Edges without use, `rest` in number, follow the others, as evenly as can be on the atoms without use. Where
+        # there is no room for all edges the step is in vain, but it must not touch other memory.
+        last = room.edges
+        rest = (last - edges).clamp(min=0)
+        ends = edges + (torch.arange(1, room.atoms + 1, device=edges.device) * rest + room.atoms - 1) // room.atoms
+        number = torch.arange(last, device=edges.device)
+        used = number < edges
+        of_atom = atoms + (number - edges) * room.atoms // rest.clamp(min=1)
         place = torch.minimum(number, (edges - 1).clamp(min=0))
         index = found.edge_index.index_select(0, torch.cat([place, place + edges])).view(2, -1)
-        graph = wide._replace(
-            edge_index=torch.where(real, index, 0),
-            edge_shift=torch.where(real.unsqueeze(1), found.edge_shift[: len(number)], self._far),
-            row_ptr=found.row_ptr,
-            by_neighbor=torch.where(real, found.by_neighbor[: len(number)], number),
-            neighbor_ptr=found.neighbor_ptr,
+        types, structure, structure_ptr, local = inputs[len(Wide._fields) :]
+        graph = Graph(
+            positions=pad(wide.positions, (0, 0, 0, room.atoms)),
+            types=types,
+            edge_index=torch.where(used, index, of_atom),
+            edge_shift=torch.where(used.unsqueeze(1), found.edge_shift[:last], self._far),
+            structure=structure,
+            structure_ptr=structure_ptr,
+            row_ptr=torch.cat([found.row_ptr, ends]).clamp(max=last),
+            by_neighbor=torch.where(used, found.by_neighbor[:last], number).clamp(max=last - 1),
+            neighbor_ptr=torch.cat([found.neighbor_ptr, ends]).clamp(max=last),
+            local=local,
         )
-        prediction = self.potential(graph, atomic_virial=self._virials)
-        moved = (wide.positions - listed).square().sum(1).amax()
+        energy, atomic_energy, forces, virial, of_atoms = self.potential(graph, atomic_virial=self._virials)
+        moved = (wide.positions - wide.listed).square().sum(1).amax()
         seen = torch.cat([found.seen.double(), moved.reshape(1)])
-        return [seen, *(tensor for tensor in prediction if tensor is not None)]
+        results = [seen, energy, atomic_energy[:atoms], forces[:atoms], virial]
+        return results if of_atoms is None else [*results, of_atoms[:atoms]]
 
 
-class _Room:
-    """For how many edges, and listed pairs, a recording is."""
+class _Room(NamedTuple):
+    """For how many edges and listed pairs a recording is, and how many atoms have the edges without use."""
 
-    def __init__(self, edges: int, pairs: int) -> None:
-        self.edges, self.pairs = min(edges, pairs), pairs
+    edges: int
+    pairs: int
+    atoms: int
 
     @classmethod
     def beyond(cls, edges: int, pairs: int) -> _Room:
         """A little more than these."""
-        return cls(int(MORE_EDGES * edges) + 256, int(MORE_LISTED * pairs) + 256)
+        more_pairs = int(MORE_LISTED * pairs) + 256
+        more_edges = min(int(MORE_EDGES * edges) + 256, more_pairs)
+        return cls(more_edges, more_pairs, 1 + (more_edges - edges) // OF_AN_ATOM)
+
+    def holds(self, edges: int, pairs: int) -> bool:
+        """Whether there is room for them."""
+        return edges <= self.edges and pairs <= self.pairs
 
 
 def _alike(these: Sequence[Tensor], those: Sequence[Tensor]) -> bool:
