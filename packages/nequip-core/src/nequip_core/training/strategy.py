@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any, TypeVar
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from lightning.pytorch.strategies import SingleDeviceStrategy
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch import Tensor, nn
@@ -120,9 +120,9 @@ class GradientSums:
             return shares
         used = tuple(parameter.grad is not None for parameter in parameters)
         dtype = max((p.dtype for p in parameters), key=lambda dtype: torch.finfo(dtype).bits)
-        pieces = exact_pieces(shares[0], dtype)
-        table = pieces.new_zeros(self.ranks.size, *pieces.shape)
-        table[self.ranks.rank] = pieces
+        told = as_bytes(shares[0]).to(dtype)
+        table = told.new_zeros(self.ranks.size, len(told))
+        table[self.ranks.rank] = told
         parts = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
         parts += [self._flags_of(used, table), table]
         flat = torch.cat([part.reshape(-1).to(dtype) for part in parts])
@@ -130,8 +130,8 @@ class GradientSums:
         *sums, presence, table_sum = flat.split([part.numel() for part in parts])
         for parameter, total, set_ in zip(parameters, sums, self._set(used, presence), strict=True):
             parameter.grad = total.view_as(parameter).to(parameter.dtype) if set_ else None
-        exact: Tensor = table_sum.view_as(table).double().sum(1)
-        return exact
+        # Each rank's row was zero on all others, so that sums are what it told.
+        return from_bytes(table_sum.view_as(table))
 
     def _flags_of(self, used: tuple[bool, ...], like: Tensor) -> Tensor:
         """[parameters] 1 where this rank has a gradient; made once, since the way to a device makes us wait."""
@@ -153,14 +153,11 @@ class GradientSums:
         return anywhere
 
 
-def exact_pieces(values: Float[Tensor, "n"], dtype: torch.dtype) -> Float[Tensor, "pieces n"]:
-    """float64 numbers as sums of numbers of a dtype, and these in it: one of float64 is enough, three of float32."""
-    pieces = [values.to(dtype)]
-    while len(pieces) * PRECISION[dtype] < PRECISION[torch.float64]:
-        left = values - torch.stack(pieces).double().sum(0)
-        pieces.append(left.nan_to_num(nan=0.0).to(dtype))  # of infinity nothing is left
-    return torch.stack(pieces)
+def as_bytes(values: Float[Tensor, "n"]) -> Int[Tensor, "bytes"]:
+    """float64 numbers byte by byte: whole numbers that every dtype of gradients holds exactly."""
+    return values.contiguous().view(torch.uint8)
 
 
-PRECISION = {torch.float32: 24, torch.float64: 53}
-"""Bits of the mantissa."""
+def from_bytes(told: Float[Tensor, "ranks bytes"]) -> Float[Tensor, "ranks n"]:
+    """The opposite of `as_bytes`."""
+    return told.to(torch.uint8).view(torch.float64)
