@@ -333,7 +333,7 @@ FAULTS = (
     # Engines
     Fault(
         "forces of the old positions",
-        "engines/ase.py",
+        "moving.py",
         "self._wide._replace(positions=torch.tensor(positions, dtype=torch.float64, device=self.device))",
         "self._wide",
         ("core/engines/test_ase.py::test_skin_has_no_effect_on_a_trajectory",),
@@ -351,5 +351,48 @@ FAULTS = (
         '"time_fs": step * timestep',
         '"time_fs": float(step)',
         ("core/engines/test_dynamics.py::test_nve_log_and_trajectory",),
+    ),
+    # Recorded steps
+    Fault(
+        "a recording that serves after atoms have moved too far",
+        "moving.py",
+        "return near == len(self._of.types) and",
+        "return",
+        ("core/test_moving.py::test_after_a_change", "core/test_moving.py::test_a_walk"),
+    ),
+    Fault(
+        "a recording that serves without room for all edges",
+        "moving.py",
+        "and edges <= self._room.edges and not overlaps",
+        "and not overlaps",
+        ("core/test_moving.py::test_more_edges_than_there_is_room_for",),
+    ),
+    Fault(
+        "indices beyond a recording's memory",
+        "moving.py",
+        "number).clamp(max=last - 1)",
+        "number)",
+        ("core/test_moving.py::test_more_edges_than_there_is_room_for",),
+    ),
+    Fault(
+        "edges without use on no atom",
+        "moving.py",
+        "torch.where(used, index, of_atom)",
+        "torch.where(used, index, 0)",
+        ("core/test_moving.py::test_a_walk",),
+    ),
+    Fault(
+        "weights of training that moved since they were recorded",
+        "training/graphs.py",
+        "if places != self._as_recorded:",
+        "if False:",
+        ("core/training/test_graphs.py::test_weights_that_move_are_found",),
+    ),
+    Fault(
+        "an atom of the ghost with all its edges",
+        "data/ghost.py",
+        "atoms - (-edges // ROW)",
+        "atoms + 1",
+        ("core/training/test_compiled.py::test_the_ghost_rounds_sizes_up",),
     ),
 )
