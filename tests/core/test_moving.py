@@ -275,6 +275,30 @@ def test_a_recording_that_is_not_the_step_stops(case: Case) -> None:
         predict(potential, systems.crystal())
 
 
+def test_without_memory_steps_are_launched(case: Case, caplog: pytest.LogCaptureFixture) -> None:
+    class Full(Repeating):
+        def __call__(self, function: Function, inputs: Sequence[Tensor]) -> Recording:
+            super().__call__(function, inputs)
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    record = Full()
+    potential = moving(case, record)
+    for _ in range(4):
+        assert_right(case, predict(potential, systems.crystal()), systems.crystal())
+    assert record.recorded == 1
+    assert "no memory to record steps" in caplog.text
+
+
+def test_what_is_divided_is_not_recorded(case: Case) -> None:
+    record = Repeating()
+    potential = moving(case, record)
+    potential.potential.taken = 1000  # as where memory asks for blocks of so many edges
+    for _ in range(3):
+        with mock.patch.object(potential.potential, "_take"):
+            predict(potential, systems.crystal())
+    assert record.recorded == 0
+
+
 def test_without_atoms_or_edges(case: Case) -> None:
     potential = moving(case, Repeating())
     nothing = systems.structure([], np.zeros((0, 3)))

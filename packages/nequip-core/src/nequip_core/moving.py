@@ -10,6 +10,7 @@ reads when the step is over; if that says that the recording did not serve, the 
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -50,6 +51,8 @@ TOLERANCE = {"float32": 5e-5, "float64": 1e-9}
 
 SWITCH = "NEQUIP_RECORD_STEPS"
 """Environment variable; 0: no step is recorded."""
+
+_log = logging.getLogger(__name__)
 
 Record = Callable[[Function, Sequence[Tensor]], Recording]
 Narrows = Callable[[list[Tensor]], list[Tensor]]
@@ -142,7 +145,7 @@ class MovingPotential:
                     return kept
         graph = self.graph.batch(x.double() * self.unit, types, cells, pbc, atoms)
         prediction = self.potential(graph, atomic_virial=atomic_virial)
-        if self._steps is not None:
+        if self._steps is not None and self.potential.taken is None:  # what is divided does not fit at once
             self._steps.take(self.graph.listed, x, graph.edge_shift.shape[0], prediction)
         return prediction
 
@@ -229,6 +232,7 @@ class RecordedSteps:
         self._virials = False
         self._of: Listed | None = None
         self._latest: Listed | None = None
+        self._most = RECORDED_EDGES
 
     def take(self, listed: Listed | None, positions: Tensor, edges: int, prediction: Prediction) -> None:
         """Serve the steps that come with this list, after one with so many edges.
@@ -242,7 +246,7 @@ class RecordedSteps:
         known = listed is self._latest
         self._latest, self._of, self.due = listed, None, False
         pairs = 0 if listed is None else listed.wide.edge_shift.shape[0]
-        if listed is None or not 0 < pairs <= RECORDED_EDGES:
+        if listed is None or not 0 < pairs <= self._most:
             self._recording = None
             return
         virials = prediction.atomic_virial is not None or self._virials
@@ -255,8 +259,13 @@ class RecordedSteps:
         if known:
             self._recording = None
             self._room, self._virials, self._of = _Room.beyond(edges, pairs), virials, listed
-            self._recording = self.record(self._step, self._inputs(listed, self._room))
-            self._check(positions, prediction)
+            try:
+                self._recording = self.record(self._step, self._inputs(listed, self._room))
+            except torch.OutOfMemoryError:
+                _log.warning("There is no memory to record steps of %s pairs; they are launched one by one.", pairs)
+                self._most = pairs - 1
+            else:
+                self._check(positions, prediction)
 
     def __call__(
         self, positions: Tensor, changed: Tensor | None, *, atomic_virial: bool
