@@ -189,7 +189,8 @@ def test_more_edges_than_there_is_room_for(case: Case) -> None:
     dense = systems.replaced(sparse, positions=0.78 * sparse.positions + rng.normal(scale=0.05, size=(60, 3)))
     middle = sparse.positions.mean(0)
     dense = systems.replaced(dense, positions=dense.positions - dense.positions.mean(0) + middle)
-    potential.graph.skin = 30.0  # the walls of the list stand where no atom of this test comes
+    assert potential._steps is not None
+    potential._steps.reach = 15.0  # so that it is the edges that tell
     for one in (sparse, sparse, sparse):
         assert_right(case, predict(potential, one), one)
     counts = [case.graph(one).edge_shift.shape[0] for one in (sparse, dense)]
