@@ -52,8 +52,12 @@ from nequip_core.tracing import Sizes, axes, sample_graph, trace
 
 Say = Callable[[str], None]
 
-TRACED, EXPORTED = Sizes(3, 97, 1009), Sizes(2, 53, 601)
-"""Of the two examples: sizes without a common factor, so that none can be taken for another's."""
+TRACED = Sizes(3, 97, 1009)
+"""Of the first example; in both sizes have no common factor, so that none can be taken for another's."""
+
+EXPORTED = {"cpu": Sizes(2, 53, 601), "cuda": Sizes(2, 607, 30_011)}
+"""Of the second, by device. On CUDA Inductor times a kernel's blocks with tensors of these sizes, to choose one; with
+few edges all take the same time."""
 
 SMALLEST = Sizes(2, 2, 2)
 """What the tracer may assume. Nothing in the graph depends on it: `COMPARED` has less."""
@@ -217,7 +221,7 @@ def export_program(potential: Potential, outputs: tuple[str, ...]) -> ExportedPr
     traced = trace(function, weights, example, axes_of_graph, TRACED, SMALLEST, operators)
     return torch.export.export(
         bind(traced, weights),
-        tuple(to(sample_graph(potential.model.info, EXPORTED), device)),
+        tuple(to(sample_graph(potential.model.info, EXPORTED[device.type]), device)),
         dynamic_shapes=_dynamic_shapes(axes_of_graph),
         strict=False,
     )
@@ -350,7 +354,7 @@ def _metadata(model: LoadedModel, target: TargetEntry, isa: str | None, librarie
     on_cuda = model.device.type == "cuda"
     return Metadata(
         target=target.name,
-        inputs=inputs_of(sample_graph(info, EXPORTED)),
+        inputs=inputs_of(sample_graph(info, TRACED)),
         outputs=outputs_of(target.outputs),
         types=list(info.types),
         elements=list(info.elements),
