@@ -70,6 +70,7 @@ def sum_bags(x: Tensor, index: Tensor, ptr: Tensor, order: Tensor | None = None)
     """What `segment_sum` computes, by one operator that every device has and that asks for no size.
 
     One thread of it sums one column of one segment in the order of the rows, where index_add on a GPU would be atomic.
+    The pointers must end with the number of rows: on CUDA the last segment does, whatever they say.
     """
     rows = torch.arange(x.shape[0], device=x.device) if order is None else order
     flat = x.flatten(1) if x.dim() > 1 else x.unsqueeze(1)
