@@ -23,28 +23,10 @@ from nequip_core.recording import Function, Recording
 from nequip_core.structure import Structure
 from nequip_core.testing import systems
 from nequip_core.testing.checks import Case, make_case
+from nequip_core.testing.recordings import Repeating
 
 LIST = load_registry().neighbor_lists[DEVICE]
 SKIN = 0.6
-
-
-class Repeating:
-    """In place of CUDA's recordings: the function again, with the tensors that were there when it was recorded."""
-
-    def __init__(self) -> None:
-        self.recorded = self.repeated = 0
-
-    def __call__(self, function: Function, inputs: Sequence[Tensor]) -> Recording:
-        self.recorded += 1
-        inputs = [tensor.clone() for tensor in inputs]
-        outputs = [tensor.clone() for tensor in function(inputs)]
-
-        def repeat() -> None:
-            self.repeated += 1
-            for output, now in zip(outputs, function(inputs), strict=True):
-                output.copy_(now)
-
-        return Recording(inputs, outputs, repeat)
 
 
 @pytest.fixture(scope="module", params=["nequip", "allegro"])

@@ -9,6 +9,7 @@ import zipfile
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,11 @@ from nequip_core.errors import ArtifactError, CheckError, InputError
 from nequip_core.export.artifact import LoadedModel, load_model
 from nequip_core.export.compiled import KEY, check_machine, read_metadata
 from nequip_core.graph import Graph
+from nequip_core.moving import MovingPotential
+from nequip_core.narrow import Narrowing
+from nequip_core.neighbors import DEVICE
 from nequip_core.plugins.manager import load_registry
+from nequip_core.testing.recordings import Repeating
 from nequip_core.tracing import Sizes, TraceError, sample_graph
 
 Compiled = Callable[[str], tuple[Path, Path]]
@@ -69,6 +74,31 @@ def test_ghosts_do_not_count(compiled: Compiled) -> None:
     torch.testing.assert_close(ours.forces, theirs.forces, rtol=0, atol=1e-12)
     torch.testing.assert_close(ours.energy, theirs.energy, rtol=0, atol=1e-10)
     assert not torch.equal(ours.energy, fast.potential(graph._replace(local=torch.ones(30, dtype=torch.bool))).energy)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_recorded_steps_have_edges_without_use(compiled: Compiled, name: str) -> None:
+    """They, and their atoms, change nothing in a file's sums."""
+    loaded = load_model(compiled(name)[1])
+    narrowing = Narrowing(np.array(loaded.info.pair_cutoffs))
+    both = SimpleNamespace(
+        potential=loaded.potential,
+        info=loaded.info,
+        device=torch.device("cpu"),
+        narrow=lambda tensors: list(narrowing(*tensors)),
+    )
+    record = Repeating()
+    entry = load_registry().neighbor_lists[DEVICE]
+    recorded, usual = (MovingPotential(both, entry, skin=0.8, record=how) for how in (record, None))  # type: ignore[arg-type]
+    rng = np.random.default_rng(0)
+    positions, cell = rng.uniform(0, 9, (60, 3)), np.diag([9.0, 9.5, 10.0])
+    types, pbc = rng.integers(0, 2, 60), np.full(3, True)
+    for _ in range(12):
+        positions += rng.normal(scale=0.03, size=positions.shape)
+        ours, theirs = (one(positions, types, cell, pbc, atomic_virial=True)._asdict() for one in (recorded, usual))
+        for field, value in theirs.items():
+            torch.testing.assert_close(ours[field], value, rtol=1e-11, atol=1e-11 * float(value.abs().max()))
+    assert record.repeated > 6
 
 
 def test_inputs_that_are_not_contiguous(compiled: Compiled) -> None:
