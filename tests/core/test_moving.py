@@ -258,6 +258,22 @@ def test_a_recording_that_is_not_the_step_stops(case: Case) -> None:
         predict(potential, systems.crystal())
 
 
+def test_what_is_no_number_is_not_compared(case: Case) -> None:
+    """The model's own fault is not said to be the recording's."""
+    record = Repeating()
+    potential = moving(case, record)
+    usual = potential.potential.potential
+
+    def broken(graph: Graph, **options: Any) -> Prediction:
+        found = usual(graph, **options)
+        return found._replace(forces=torch.full_like(found.forces, torch.nan))
+
+    with mock.patch.object(potential.potential, "potential", broken):
+        for _ in range(3):
+            assert predict(potential, systems.crystal()).forces.isnan().all()
+    assert record.repeated == 0
+
+
 def test_without_memory_steps_are_launched(case: Case, caplog: pytest.LogCaptureFixture) -> None:
     class Full(Repeating):
         def __call__(self, function: Function, inputs: Sequence[Tensor]) -> Recording:

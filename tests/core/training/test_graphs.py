@@ -210,6 +210,15 @@ def test_a_recording_that_is_wrong_stops(make_training: Callable[..., CompiledTr
     assert training.dump.exists()
 
 
+def test_a_loss_that_is_no_number_is_for_those_who_name_it(make_training: Callable[..., CompiledTraining]) -> None:
+    training = make_training()
+    (batch,) = batches_of(training, SIZES[:1])
+    batch = batch._replace(labels=batch.labels._replace(energy=torch.full_like(batch.labels.energy, torch.nan)))
+    for _ in range(3):
+        assert training.loss(batch).isnan()
+    assert counts(training) == (1, 2, 1)
+
+
 def test_what_can_not_be_recorded_is_said(make_training: Callable[..., CompiledTraining]) -> None:
     def no_memory(function: Function, inputs: Sequence[Tensor]) -> Recording:
         raise torch.OutOfMemoryError("CUDA out of memory")

@@ -29,7 +29,12 @@ class Recorder:
         self.pool = torch.cuda.graph_pool_handle()
 
     def __call__(self, function: Function, inputs: Sequence[Tensor]) -> Recording:
-        """Run the function once, which makes what it needs only once, then record it."""
+        """Run the function once, which makes what it needs only once, then record it.
+
+        Raises:
+            torch.OutOfMemoryError: there is no memory for it.
+            RuntimeError: the function can not be recorded, since it waits for the device, for instance.
+        """
         inputs = [tensor.clone() for tensor in inputs]
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.device(self.device):
@@ -37,9 +42,15 @@ class Recorder:
             with torch.cuda.stream(self.stream):
                 function(inputs)
             torch.cuda.current_stream().wait_stream(self.stream)
-            # Other threads may take pinned memory meanwhile, as those that load data do.
-            with torch.cuda.graph(graph, self.pool, self.stream, capture_error_mode="thread_local"):
-                outputs = [*function(inputs)]
+            try:
+                # Other threads may take pinned memory meanwhile, as those that load data do.
+                with torch.cuda.graph(graph, self.pool, self.stream, capture_error_mode="thread_local"):
+                    outputs = [*function(inputs)]
+            except RuntimeError as error:
+                # What ended the capture, and not that it could not be ended as it should.
+                if error.__context__ is None:
+                    raise
+                raise error.__context__ from None
         return Recording(inputs, outputs, graph.replay)
 
 
@@ -62,3 +73,7 @@ class Recording:
             torch._foreach_copy_([self.inputs[n] for n in numbers], [inputs[n] for n in numbers])
         self.repeat()
         return self.outputs
+
+
+Record = Callable[[Function, Sequence[Tensor]], Recording]
+"""What `Recorder` does with a function and its inputs."""

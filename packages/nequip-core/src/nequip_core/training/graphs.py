@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from nequip_core.errors import InputError
-from nequip_core.recording import Function, Recording
+from nequip_core.recording import Record, Recording
 
 LIMIT = 64
 """Recordings of a run; each takes some milliseconds, and memory for a batch."""
@@ -26,9 +26,6 @@ Results = tuple[Tensor, Sequence[Tensor | None]]
 
 Step = Callable[[Sequence[nn.Parameter], Sequence[Tensor]], Results]
 """Of weights and a batch."""
-
-Record = Callable[[Function, Sequence[Tensor]], Recording]
-"""See `nequip_core.recording.Recorder`."""
 
 Check = Callable[[Sequence[Tensor], Results, Results], object]
 """Raises where what was recorded of a batch is not what was launched."""
@@ -139,9 +136,8 @@ class StepGraphs:
         try:
             recording = self._new_recording(self._write, batch)
         except RuntimeError as error:
-            first = error.__context__ or error  # what ended the capture
             raise InputError(
-                f"The training step of {sizes} can not be recorded as a CUDA graph: {first}\nRecordings take as much "
+                f"The training step of {sizes} can not be recorded as a CUDA graph: {error}\nRecordings take as much "
                 "memory again as a step that is launched. To go on, train with training.cuda_graphs=false."
             ) from error
         self.recorded += 1
