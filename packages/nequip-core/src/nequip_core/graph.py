@@ -184,8 +184,13 @@ def to(graph: Graph, device: torch.device | str) -> Graph:
     """The same graph on a device, of which `longest_row` is known."""
     moved = Graph(*(tensor.to(device, non_blocking=True) for tensor in graph))
     if moved.row_ptr.device.type != "cpu" and graph.row_ptr.device.type == "cpu":
-        _longest_rows[moved.row_ptr] = longest_row(graph)
+        remember_longest_row(moved, longest_row(graph))
     return moved
+
+
+def remember_longest_row(graph: Graph, edges: int) -> None:
+    """Tell `longest_row` what it would ask the graph's device."""
+    _longest_rows[graph.row_ptr] = edges
 
 
 def longest_row(graph: Graph) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import islice
 from typing import NamedTuple, Self
 
 import torch
@@ -68,15 +70,22 @@ class Batch(NamedTuple):
 
     def to(self, device: torch.device | str) -> Self:
         """The same batch on a device."""
+        rest = [tensor.to(device, non_blocking=True) for tensor in self.tensors()[len(self.graph) :]]
+        return self.of_tensors([*to(self.graph, device), *rest])
 
-        def move(value: tuple[Tensor, ...]) -> list[Tensor]:
-            return [tensor.to(device, non_blocking=True) for tensor in value]
+    def tensors(self) -> list[Tensor]:
+        """One after the other."""
+        return [*self.graph, self.cell, self.volume, *self.labels, self.ids, *self.denominators]
 
-        return type(self)(
-            graph=to(self.graph, device),
-            cell=self.cell.to(device, non_blocking=True),
-            volume=self.volume.to(device, non_blocking=True),
-            labels=Labels(*move(self.labels)),
-            ids=self.ids.to(device, non_blocking=True),
-            denominators=Denominators(*move(self.denominators)),
+    @classmethod
+    def of_tensors(cls, tensors: Sequence[Tensor]) -> Self:
+        """The opposite of `tensors`."""
+        given = iter(tensors)
+        return cls(
+            graph=Graph(*islice(given, len(Graph._fields))),
+            cell=next(given),
+            volume=next(given),
+            labels=Labels(*islice(given, len(Labels._fields))),
+            ids=next(given),
+            denominators=Denominators(*given),
         )

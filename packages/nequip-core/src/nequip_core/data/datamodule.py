@@ -16,6 +16,7 @@ from nequip_core.data.batch import Batch
 from nequip_core.data.dataset import Dataset
 from nequip_core.data.ghost import Ghost
 from nequip_core.data.loader import Batches, EvalSteps, Steps, TrainSteps
+from nequip_core.data.packed import Packed
 from nequip_core.structure import Ints
 
 
@@ -90,12 +91,10 @@ class DataModule(LightningDataModule):
         warnings.filterwarnings("ignore", "You're resuming from a checkpoint that ended before the epoch ended")
 
     def transfer_batch_to_device(
-        self, batch: Batch | list[Batch], device: torch.device, dataloader_idx: int
+        self, batch: Packed | Batch | list[Packed] | list[Batch], device: torch.device, dataloader_idx: int
     ) -> Batch | list[Batch]:
         """Lightning's hook."""
-        if device.type == "cpu":
-            return batch
-        return [piece.to(device) for piece in batch] if isinstance(batch, list) else batch.to(device)
+        return [_moved(piece, device) for piece in batch] if isinstance(batch, list) else _moved(batch, device)
 
     def usual_structures(self) -> float:
         """That a device computes in a step of training, on average."""
@@ -107,15 +106,16 @@ class DataModule(LightningDataModule):
         return edges if self.max_edges is None else min(edges, self.max_edges)
 
     def _loader(self, source: Steps | Batches, steps: TrainSteps | EvalSteps, rounded: bool = False) -> DataLoader[Any]:
+        on_cuda = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
         return DataLoader(
             source,  # type: ignore[arg-type]  # its items are named by the sampler
             sampler=steps,
             batch_size=None,
-            collate_fn=partial(_finished, self.ghost, rounded),
+            collate_fn=partial(_finished, self.ghost, rounded, on_cuda or self.workers > 0),
             num_workers=self.workers,
             persistent_workers=self.workers > 0,
             # From other memory a copy to the device would wait for the steps before it.
-            pin_memory=self.trainer is not None and self.trainer.strategy.root_device.type == "cuda",
+            pin_memory=on_cuda,
             worker_init_fn=_outlive_signals,
         )
 
@@ -133,11 +133,20 @@ def _outlive_signals(worker: int) -> None:
     signal.signal(signal.SIGTERM, lambda signum, frame: signal.alarm(WORKERS_TIME))
 
 
-def _finished(ghost: Ghost | None, rounded: bool, made: Batch | list[Batch]) -> Batch | list[Batch]:
-    """What a loader gives out; in a worker, if there are any."""
-    if ghost is None:
-        return made
-    return [ghost(batch, rounded=rounded) for batch in made] if isinstance(made, list) else ghost(made, rounded=rounded)
+def _finished(
+    ghost: Ghost | None, rounded: bool, travels: bool, made: Batch | list[Batch]
+) -> Packed | Batch | list[Packed | Batch]:
+    """What a loader gives out; in a worker, if there are any. What leaves this process or the host is packed."""
+
+    def finish(batch: Batch) -> Packed | Batch:
+        whole = batch if ghost is None else ghost(batch, rounded=rounded)
+        return Packed.of(whole) if travels else whole
+
+    return [finish(batch) for batch in made] if isinstance(made, list) else finish(made)
+
+
+def _moved(batch: Packed | Batch, device: torch.device) -> Batch:
+    return batch.unpack(device) if isinstance(batch, Packed) else batch.to(device)
 
 
 def _sizes(dataset: Dataset, by: str) -> Ints:
