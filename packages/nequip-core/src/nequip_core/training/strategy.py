@@ -6,6 +6,7 @@ step as if it were alone, all micro-batches of it; then gradients are added up, 
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
@@ -48,6 +49,7 @@ class DeferredDDP(SingleDeviceStrategy):
         self.global_rank, self.local_rank = ranks.rank, ranks.place.local_rank
         rank_zero_only.rank = ranks.rank  # type: ignore[attr-defined]  # Lightning keeps it on its decorator
         self._sums = GradientSums(ranks)
+        self._parameters: list[nn.Parameter] | None = None
 
     @property
     def is_global_zero(self) -> bool:
@@ -58,7 +60,9 @@ class DeferredDDP(SingleDeviceStrategy):
         """The last backward pass of the step is over."""
         module = self.lightning_module
         assert isinstance(module, TrainingModule)
-        trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+        if self._parameters is None:  # to find them takes as long as to tell them
+            self._parameters = list(module.parameters())
+        trained = [parameter for parameter in self._parameters if parameter.requires_grad]
         step = module.trainer.global_step + 1
         module.shares = self._sums(trained, module.shares, f"the sum of the gradients of step {step}")
 
@@ -100,13 +104,13 @@ class GradientSums:
 
     def __init__(self, ranks: Ranks) -> None:
         self.ranks = ranks
-        self._flags: dict[tuple[bool, ...], Tensor] = {}
+        self._exchange: Exchange | None = None
         self._unused: set[tuple[bool, ...]] = set()
 
     def __call__(
         self, parameters: Sequence[nn.Parameter], shares: Float[Tensor, "1 2"], what: str
     ) -> Float[Tensor, "ranks 2"]:
-        """Add up the gradients in place.
+        """Add up the gradients: those that parameters have from now on are overwritten by the next exchange.
 
         Args:
             parameters: trained ones, the same on all ranks.
@@ -118,26 +122,15 @@ class GradientSums:
         """
         if self.ranks.size == 1:
             return shares
+        if self._exchange is None or not self._exchange.serves(parameters):
+            self._exchange = Exchange(parameters, self.ranks.rank, self.ranks.size)
+        exchange = self._exchange
         used = tuple(parameter.grad is not None for parameter in parameters)
-        dtype = max((p.dtype for p in parameters), key=lambda dtype: torch.finfo(dtype).bits)
-        told = as_bytes(shares[0]).to(dtype)
-        table = told.new_zeros(self.ranks.size, len(told))
-        table[self.ranks.rank] = told
-        parts = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
-        parts += [self._flags_of(used, table), table]
-        flat = torch.cat([part.reshape(-1).to(dtype) for part in parts])
-        self.ranks.sum_(flat, what)
-        *sums, presence, table_sum = flat.split([part.numel() for part in parts])
-        for parameter, total, set_ in zip(parameters, sums, self._set(used, presence), strict=True):
-            parameter.grad = total.view_as(parameter).to(parameter.dtype) if set_ else None
-        # Each rank's row was zero on all others, so that sums are what it told.
-        return from_bytes(table_sum.view_as(table))
-
-    def _flags_of(self, used: tuple[bool, ...], like: Tensor) -> Tensor:
-        """[parameters] 1 where this rank has a gradient; made once, since the way to a device makes us wait."""
-        if used not in self._flags:
-            self._flags[used] = torch.tensor(used, dtype=like.dtype, device=like.device)
-        return self._flags[used]
+        exchange.fill([parameter.grad for parameter in parameters], used, shares[0])
+        self.ranks.sum_(exchange.memory, what)
+        for parameter, total, set_ in zip(parameters, exchange.gradients, self._set(used, exchange.used), strict=True):
+            parameter.grad = total.to(parameter.dtype) if set_ else None
+        return from_bytes(exchange.table)
 
     def _set(self, used: tuple[bool, ...], presence: Tensor) -> Sequence[bool]:
         """Which parameters have a gradient on any rank.
@@ -151,6 +144,58 @@ class GradientSums:
         if tuple(anywhere) == used:
             self._unused.add(used)
         return anywhere
+
+
+class Exchange:
+    """What ranks add up, in one piece of memory that is made once: a step that made it anew would wait for the host.
+
+    Args:
+        parameters: whose gradients are exchanged.
+        rank: of this process.
+        ranks: how many there are.
+
+    Attributes:
+        memory: all of it.
+        gradients: of each parameter.
+        used: [parameters] how many ranks have a gradient of each.
+        table: [ranks, bytes] what each rank tells beside, as `as_bytes` writes it.
+    """
+
+    def __init__(self, parameters: Sequence[nn.Parameter], rank: int, ranks: int) -> None:
+        told = as_bytes(torch.zeros(2, dtype=torch.float64)).numel()
+        lengths = [*(parameter.numel() for parameter in parameters), len(parameters), ranks * told]
+        dtype = max((p.dtype for p in parameters), key=lambda dtype: torch.finfo(dtype).bits)
+        self.memory = torch.zeros(sum(lengths), dtype=dtype, device=parameters[0].device)
+        *parts, self.used, table = self.memory.split(lengths)
+        self.gradients = [part.view(parameter.shape) for part, parameter in zip(parts, parameters, strict=True)]
+        self.table = table.view(ranks, told)
+        self._row = self.table[rank]
+        self._of = [*parameters]
+        self._flags: dict[tuple[bool, ...], Tensor] = {}
+
+    def serves(self, parameters: Sequence[nn.Parameter]) -> bool:
+        """Whether it was made for these."""
+        return len(self._of) == len(parameters) and all(map(operator.is_, self._of, parameters))
+
+    def fill(self, gradients: Sequence[Tensor | None], used: tuple[bool, ...], told: Float[Tensor, "2"]) -> None:
+        """Write what this rank has, and zeros where others write.
+
+        Args:
+            gradients: of the parameters.
+            used: which of them there are.
+            told: two float64 numbers.
+        """
+        if any(used):
+            given = [gradient for gradient in gradients if gradient is not None]
+            torch._foreach_copy_([to for to, there in zip(self.gradients, used, strict=True) if there], given)
+        if not all(used):
+            torch._foreach_zero_([to for to, there in zip(self.gradients, used, strict=True) if not there])
+        if used not in self._flags:  # the way to a device makes us wait
+            self._flags[used] = torch.tensor(used, dtype=self.memory.dtype, device=self.memory.device)
+        self.used.copy_(self._flags[used])
+        # Each rank's row is zero on all others, so that sums are what it told.
+        self.table.zero_()
+        self._row.copy_(as_bytes(told))
 
 
 def as_bytes(values: Float[Tensor, "n"]) -> Int[Tensor, "bytes"]:
