@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from nequip_core import moving as module
 from nequip_core.errors import CheckError, InputError
 from nequip_core.graph import Graph
 from nequip_core.moving import MovingPotential
@@ -86,13 +88,16 @@ def moving(
     return MovingPotential(loaded(case, check), LIST, skin=skin, unit=unit, record=record)
 
 
-def predict(potential: MovingPotential, *structures: Structure, virials: bool = True) -> Prediction:
+def predict(
+    potential: MovingPotential, *structures: Structure, virials: bool = True, watched: Tensor | None = None
+) -> Prediction:
     return potential.batch(
         np.concatenate([one.positions for one in structures]),
         np.concatenate([[systems.TYPES.index(name) for name in one.type_names or ()] for one in structures]),
         np.stack([one.cell for one in structures]),
         np.stack([one.pbc for one in structures]),
         np.array([len(one) for one in structures]),
+        watched=watched,
         atomic_virial=virials,
     )
 
@@ -199,21 +204,95 @@ def test_virials_when_they_are_asked_for(case: Case) -> None:
         assert_right(case, found, crystal)
 
 
-def test_another_box_is_told_by_the_device(case: Case) -> None:
-    potential = moving(case, Repeating())
+def test_fewer_edges_than_the_atoms_without_use_were_made_for(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Within one list it is right; the next list is recorded anew."""
+    monkeypatch.setattr(module, "SPARE", 1)
+    record = Repeating()
+    potential = moving(case, record, skin=3.0)
+    assert potential._steps is not None
     crystal = systems.crystal()
-    x = torch.tensor(crystal.positions)
-    assert potential.ahead(x) is None
+    wider = systems.replaced(crystal, positions=1.25 * crystal.positions)
+    for one in (crystal, crystal, wider):
+        assert_right(case, predict(potential, one), one)
+    assert (record.recorded, record.repeated, potential.graph.builds) == (1, 2, 1)
+    counts = [case.graph(one).edge_shift.shape[0] for one in (crystal, wider)]
+    assert counts[1] < potential._steps._room.fewest < counts[0]
+    potential.graph.forget()  # type: ignore[union-attr]
+    for _ in range(3):
+        assert_right(case, predict(potential, wider), wider)
+    assert record.recorded == 2
+    assert potential._steps._room.fewest < counts[1]
+
+
+class Launches(TorchDispatchMode):
+    """The operators that compute something, in parts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.parts: list[list[str]] = [[]]
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if not func.is_view:
+            self.parts[-1].append(str(func))
+        return func(*args, **(kwargs or {}))
+
+    def begin(self) -> None:
+        self.parts.append([])
+
+
+def test_a_step_has_few_launches_besides_narrow_and_model(case: Case) -> None:
+    record, launches = Repeating(), Launches()
+    potential = moving(case, record)
+    steps = potential._steps
+    assert steps is not None
+    x, box = torch.tensor(systems.crystal().positions), torch.eye(3)
     for _ in range(2):
-        predict(potential, crystal)
-    same = potential.ahead(x, changed=torch.tensor(False))
+        predict(potential, systems.crystal(), watched=box)
+    of_steps = {name: getattr(steps, name) for name in ("narrow", "potential")}
+
+    def between(function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any, **options: Any) -> Any:
+            launches.begin()
+            found = function(*arguments, **options)
+            launches.begin()
+            return found
+
+        return call
+
+    with mock.patch.multiple(steps, **{name: between(function) for name, function in of_steps.items()}), launches:
+        ahead = potential.ahead(x, watched=box)
+        assert ahead is not None
+        launches.begin()
+        ahead.kept()
+    before, _, between_them, _, after, kept = launches.parts
+    assert before == ["aten._foreach_copy_.default", "aten.mul.Tensor"]
+    assert len(between_them) <= 11, between_them
+    after = [name for name in after if name != "aten.copy_.default"]  # of `Repeating`
+    assert after == ["aten.ne.Tensor", "aten.cat.default"]
+    assert kept == ["aten._foreach_mul.Scalar"]
+
+
+def test_another_box_is_told_by_the_device(case: Case) -> None:
+    record = Repeating()
+    potential = moving(case, record)
+    crystal = systems.crystal()
+    x, box = torch.tensor(crystal.positions), torch.eye(3)
+    assert potential.ahead(x, watched=box) is None
+    for _ in range(2):
+        predict(potential, crystal, watched=box)
+    same = potential.ahead(x, watched=box.clone())
     assert same is not None
     assert_right(case, same.prediction, crystal)
     assert same.holds()
-    other = potential.ahead(x, changed=torch.tensor(True))
-    assert other is not None
-    assert not other.holds()
-    assert potential.ahead(x[:-1]) is None
+    assert potential.ahead(x[:-1], watched=box) is None
+    for other in (torch.eye(3) * 1.001, torch.full((3, 3), torch.nan)):
+        ahead = potential.ahead(x, watched=other)
+        assert ahead is not None
+        assert not ahead.holds()
+        assert potential.ahead(x, watched=box) is None  # until a step was launched
+        predict(potential, crystal, watched=box)
+    assert potential.ahead(x, watched=box) is not None
+    assert record.recorded == 1
 
 
 def test_positions_in_another_unit(case: Case) -> None:

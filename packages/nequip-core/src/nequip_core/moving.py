@@ -4,8 +4,9 @@
 
 On CUDA a small system waits for launches, and for the number of edges on its way to the host. So where a compiled file
 holds both functions, narrow and model, a step is recorded (`nequip_core.recording`): for as many edges as there are and
-a few more, which belong to atoms of their own and are longer than any cut-off. What the host has to know of a step it
-reads when the step is over; if that says that the recording did not serve, the step is done again as the first one was.
+a few more, which belong to atoms of their own and are longer than any cut-off. What does not change from step to step
+is made before. What the host has to know of a step it reads when the step is over; if that says that the recording did
+not serve, the step is done again as the first one was.
 """
 
 from __future__ import annotations
@@ -21,11 +22,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import pad
 
-from nequip_core.blocks import BlockEdges, Blocks, PotentialLike
+from nequip_core.blocks import BlockEdges, Blocks
 from nequip_core.errors import CheckError, InputError
 from nequip_core.export.artifact import LoadedModel
 from nequip_core.graph import Graph, build_graph, edge_vectors, filter_edges, to
-from nequip_core.models.base import ModelInfo
 from nequip_core.narrow import Narrow, Wide
 from nequip_core.neighbors import SkinNeighborList
 from nequip_core.plugins.records import NeighborListEntry
@@ -40,11 +40,18 @@ RECORDED_EDGES = 2_000_000
 MORE_EDGES, MORE_LISTED = 1.02, 1.05
 """Room in a recording beyond the edges, and the listed pairs, that there were."""
 
+FEWER_EDGES = 0.95
+"""Of the edges that there were; with fewer, one atom without use has very many, and the next list is recorded anew."""
+
+SPARE = 256
+"""Edges, and listed pairs, besides: shares of few are too few."""
+
 OF_AN_ATOM = 32
-"""Edges without use that one atom without use has, where the room is what it was planned to be."""
+"""Edges without use, at least, that one atom without use may have; otherwise as many as other atoms have."""
 
 SOON = 0.9
-"""Part of the way at whose end neighbours are listed anew; one that has come so far is listed with the next step."""
+"""Part of the way at whose end neighbours must be listed anew; after an atom has come so far they are, with the next
+step."""
 
 TOLERANCE = {"float32": 5e-5, "float64": 1e-9}
 """Largest difference between a step and its recording, of the largest number."""
@@ -97,15 +104,23 @@ class MovingPotential:
         if record is None and device.type == "cuda" and os.environ.get(SWITCH) != "0":
             record = _record
         if record is not None and loaded.narrow is not None and block_edges in ("auto", None):
-            self._steps = RecordedSteps(record, loaded.narrow, loaded.potential, info, 0.5 * skin, unit)
+            self._steps = RecordedSteps(record, loaded, loaded.narrow, 0.5 * skin, unit)
 
     def __call__(
-        self, positions: Floats | Tensor, types: Ints, cell: Floats, pbc: Bools, *, atomic_virial: bool = False
+        self,
+        positions: Floats | Tensor,
+        types: Ints,
+        cell: Floats,
+        pbc: Bools,
+        *,
+        watched: Tensor | None = None,
+        atomic_virial: bool = False,
     ) -> Prediction:
         """The prediction for one system: [N, 3], [N], [3, 3] Å, [3]; see `batch`."""
         if isinstance(self.graph, SkinGraph):
             atoms = np.array([len(types)])
-            return self.batch(positions, types, cell[None], pbc[None], atoms, atomic_virial=atomic_virial)
+            systems = positions, types, cell[None], pbc[None], atoms
+            return self.batch(*systems, watched=watched, atomic_virial=atomic_virial)
         host = positions.cpu().numpy() if isinstance(positions, Tensor) else positions
         x = host.astype(np.float64) * self.unit
         return self.potential(self.graph(x, types, cell, pbc), atomic_virial=atomic_virial)
@@ -118,6 +133,7 @@ class MovingPotential:
         pbc: Bools,
         atoms: Ints,
         *,
+        watched: Tensor | None = None,
         atomic_virial: bool = False,
     ) -> Prediction:
         """The prediction for B systems, whose atoms follow each other.
@@ -128,6 +144,7 @@ class MovingPotential:
             cells: [B, 3, 3], Å.
             pbc: [B, 3].
             atoms: [B] the number of atoms of each system.
+            watched: of any shape; what `ahead` compares with.
             atomic_virial: whether each atom's virial is wanted.
 
         Raises:
@@ -135,25 +152,25 @@ class MovingPotential:
             CheckError: a recorded step is not the step.
         """
         assert isinstance(self.graph, SkinGraph)
-        x = torch.as_tensor(positions).to(self.device)
+        x = torch.as_tensor(positions)
         if self.graph.listed_for(types, cells, pbc, atoms):
-            ahead = self.ahead(x, atomic_virial=atomic_virial)
+            ahead = self.ahead(x, watched=watched, atomic_virial=atomic_virial)
             if ahead is not None:
                 kept = ahead.kept()
                 if ahead.holds():
                     return kept
-        graph = self.graph.batch(x.double() * self.unit, types, cells, pbc, atoms)
+        graph = self.graph.batch(x.to(self.device, torch.float64) * self.unit, types, cells, pbc, atoms)
         prediction = self.potential(graph, atomic_virial=atomic_virial)
         if self._steps is not None and self.potential.taken is None:  # what is divided does not fit at once
-            self._steps.take(self.graph.listed, x, graph.edge_shift.shape[0], prediction)
+            self._steps.take(self.graph.listed, x, watched, graph.edge_shift.shape[0], prediction)
         return prediction
 
-    def ahead(self, positions: Tensor, *, changed: Tensor | None = None, atomic_virial: bool = False) -> Ahead | None:
+    def ahead(self, positions: Tensor, *, watched: Tensor | None = None, atomic_virial: bool = False) -> Ahead | None:
         """What `batch` gives with everything but the positions as in its last call, by its recording.
 
         Args:
-            positions: [N, 3], in ``unit``, on the device.
-            changed: [] whether something else is not as it was, on the device.
+            positions: [N, 3], in ``unit``.
+            watched: what tells whether everything else is as it was: it equals what `batch` was given.
             atomic_virial: see `batch`.
 
         Returns:
@@ -163,7 +180,7 @@ class MovingPotential:
         graph = self.graph
         if self._steps is None or not isinstance(graph, SkinGraph) or graph.listed is None:
             return None
-        begun = self._steps(positions, changed, atomic_virial=atomic_virial)
+        begun = self._steps(positions, watched, atomic_virial=atomic_virial)
         return None if begun is None else Ahead(*begun, self._steps, graph)
 
 
@@ -207,9 +224,8 @@ class RecordedSteps:
 
     Args:
         record: records a function.
-        narrow: see `nequip_core.narrow`.
-        potential: the model.
-        info: of the model.
+        loaded: the model.
+        narrow: of the model, see `nequip_core.narrow`.
         reach: Å, how far an atom may go before neighbours are listed anew.
         unit: of the positions that come, Å.
 
@@ -217,23 +233,24 @@ class RecordedSteps:
         due: whether they should be listed anew now.
     """
 
-    def __init__(
-        self, record: Record, narrow: Narrows, potential: PotentialLike, info: ModelInfo, reach: float, unit: float
-    ) -> None:
-        self.record, self.narrow, self.potential = record, narrow, potential
+    def __init__(self, record: Record, loaded: LoadedModel, narrow: Narrows, reach: float, unit: float) -> None:
+        self.record, self.narrow, self.potential = record, narrow, loaded.potential
         self.reach, self.unit = reach, unit
-        self.tolerance = TOLERANCE[info.dtype]
+        self.tolerance = TOLERANCE[loaded.info.dtype]
         # From an atom to an image of itself beyond every cut-off; not along an axis, where harmonics have zeros.
-        self._far = 4 * info.cutoff * torch.tensor([0.48, 0.6, 0.64], dtype=torch.float64)
+        self._far = 4 * loaded.info.cutoff * torch.tensor([0.48, 0.6, 0.64], dtype=torch.float64, device=loaded.device)
         self.due = False
         self._recording: Recording | None = None
-        self._room = _Room(0, 0, 0)
+        self._room: _Room
+        self._given: list[Tensor] = []  # where positions, and what is watched, are copied to
         self._virials = False
         self._of: Listed | None = None
         self._latest: Listed | None = None
         self._most = RECORDED_EDGES
 
-    def take(self, listed: Listed | None, positions: Tensor, edges: int, prediction: Prediction) -> None:
+    def take(
+        self, listed: Listed | None, positions: Tensor, watched: Tensor | None, edges: int, prediction: Prediction
+    ) -> None:
         """Serve the steps that come with this list, after one with so many edges.
 
         A list that comes for the first time may be for one step only; it is not worth a recording, unless it fits the
@@ -250,50 +267,64 @@ class RecordedSteps:
             return
         virials = prediction.atomic_virial is not None or self._virials
         if self._recording is not None and self._room.holds(edges, pairs) and virials == self._virials:
-            inputs = self._inputs(listed, self._room)
+            inputs = self._inputs(listed, self._room, watched)
             if _alike(self._recording.inputs, inputs):
-                torch._foreach_copy_(self._recording.inputs, inputs)
+                torch._foreach_copy_(self._recording.inputs, [*inputs])
                 self._of = listed
                 return
         if known:
             self._recording = None
-            self._room, self._virials, self._of = _Room.beyond(edges, pairs), virials, listed
+            self._virials, self._of = virials, listed
             try:
-                self._recording = self.record(self._step, self._inputs(listed, self._room))
+                self._room = _Room.around(listed.wide, edges)
+                self._recording = self.record(self._step, self._inputs(listed, self._room, watched))
             except torch.OutOfMemoryError:
                 _log.warning("There is no memory to record steps of %s pairs; they are launched one by one.", pairs)
                 self._most = pairs - 1
             else:
-                self._check(positions, prediction)
+                given = _Inputs(*self._recording.inputs)
+                self._given = [given.positions[: len(listed.types)], given.watched]
+                self._check(positions, watched, prediction)
 
     def __call__(
-        self, positions: Tensor, changed: Tensor | None, *, atomic_virial: bool
+        self, positions: Tensor, watched: Tensor | None, *, atomic_virial: bool
     ) -> tuple[Prediction, Tensor] | None:
         """Begin a step: the prediction, and what tells whether it is right; None where the recording does not serve."""
         recording = self._recording
         if recording is None or self._of is None or (atomic_virial and not self._virials):
             return None
-        if positions.shape != recording.inputs[0].shape:
+        now = [positions] if watched is None else [positions, watched]
+        given = self._given[: len(now)]
+        if not _alike(given, now):
             return None
-        recording.inputs[0].copy_(positions)
+        torch._foreach_copy_(given, now)
         recording.repeat()
         seen, energy, atomic_energy, forces, virial, *of_atoms = recording.outputs
-        if changed is not None:
-            seen = torch.cat([seen, changed.to(seen.dtype).reshape(1)])
         return Prediction(energy, atomic_energy, forces, virial, of_atoms[0] if atomic_virial else None), seen
 
     def holds(self, seen: Tensor) -> bool:
         """Whether the step was one of this list, whose edges there was room for. The device is waited for."""
         assert self._of is not None
-        near, edges, overlaps, moved, *changed = seen.tolist()
-        self.due = moved > (SOON * self.reach) ** 2
-        return near == len(self._of.types) and edges <= self._room.edges and not overlaps and not any(changed)
+        near, edges, overlaps, *changed = seen.tolist()
+        self.due = near < len(self._of.types)
+        held = edges <= self._room.edges and not overlaps and not any(changed)
+        if self.due:  # once with a list, so that another look at the device does not matter
+            held = held and self._is_within_reach()
+        if not held:
+            self._of = None
+        return held
 
-    def _check(self, positions: Tensor, expected: Prediction) -> None:
+    def _is_within_reach(self) -> bool:
+        assert self._recording is not None
+        given = _Inputs(*self._recording.inputs)
+        moved = given.positions[: len(given.listed)] * self.unit - given.listed
+        return bool((moved.square().sum(1) <= self.reach**2).all())  # no number is not
+
+    def _check(self, positions: Tensor, watched: Tensor | None, expected: Prediction) -> None:
         if not all(tensor.isfinite().all() for tensor in expected if tensor is not None):
             self._recording = None  # what is no number can not be compared; it is for who asked
             return
-        begun = self(positions, None, atomic_virial=expected.atomic_virial is not None)
+        begun = self(positions, watched, atomic_virial=expected.atomic_virial is not None)
         assert begun is not None
         found, seen = begun
         held = self.holds(seen)
@@ -308,81 +339,158 @@ class RecordedSteps:
                     f"most {self.tolerance:.0e}). This is our fault: please report it. To go on, set {SWITCH}=0."
                 )
 
-    def _inputs(self, listed: Listed, room: _Room) -> list[Tensor]:
-        """What narrows, with pairs beyond the cut-off up to the room that there is; then the atoms of the graph."""
+    def _inputs(self, listed: Listed, room: _Room, watched: Tensor | None) -> _Inputs:
+        """Of a list, with pairs beyond the cut-off up to the room that there is, and atoms without use."""
         wide = listed.wide
-        self._far = self._far.to(wide.edge_shift.device)
         pairs, more = wide.edge_shift.shape[0], room.pairs - wide.edge_shift.shape[0]
-        narrows = Wide(
-            positions=wide.positions / self.unit,
+        watched = wide.positions.new_empty(0) if watched is None else watched.to(wide.positions)
+        # Atoms without use belong to the last structure.
+        structure_ptr = wide.structure_ptr.clone()
+        structure_ptr[-1] += room.atoms
+        return _Inputs(
+            positions=pad(wide.positions / self.unit, (0, 0, 0, room.atoms)),
+            watched=watched,
+            unchanged=watched,
             listed=wide.positions,
-            reach=wide.positions.new_full((1,), self.reach),
-            types=wide.types,
+            soon=wide.positions.new_full((1,), SOON * self.reach),
             edge_index=pad(wide.edge_index, (0, more)),
             edge_shift=torch.cat([wide.edge_shift, self._far.expand(more, 3)]),
             row_ptr=wide.row_ptr,
             by_neighbor=torch.cat([wide.by_neighbor, torch.arange(pairs, room.pairs, device=wide.types.device)]),
             neighbor_ptr=wide.neighbor_ptr,
+            types=pad(wide.types, (0, room.atoms)),
+            structure=pad(wide.structure, (0, room.atoms), value=len(structure_ptr) - 2),
+            structure_ptr=structure_ptr,
+            local=pad(wide.local, (0, room.atoms)),
         )
-        # Atoms without use belong to the last structure.
-        structure_ptr = wide.structure_ptr.clone()
-        structure_ptr[-1] += room.atoms
-        structure = pad(wide.structure, (0, room.atoms), value=len(structure_ptr) - 2)
-        return [*narrows, pad(wide.types, (0, room.atoms)), structure, structure_ptr, pad(wide.local, (0, room.atoms))]
 
     def _step(self, inputs: Sequence[Tensor]) -> list[Tensor]:
         """What the host has to know, then the prediction's tensors."""
-        wide = Wide(*inputs[: len(Wide._fields)])
-        wide = wide._replace(positions=wide.positions * self.unit)
-        found = Narrow(*self.narrow([*wide]))
-        room, atoms, edges = self._room, wide.types.shape[0], found.seen[1]
-        # Edges without use, `rest` in number, follow the others, as evenly as can be on the atoms without use. Where
-        # there is no room for all edges the step is in vain, but it must not touch other memory.
-        last = room.edges
-        rest = (last - edges).clamp(min=0)
-        ends = edges + (torch.arange(1, room.atoms + 1, device=edges.device) * rest + room.atoms - 1) // room.atoms
-        number = torch.arange(last, device=edges.device)
-        used = number < edges
-        of_atom = atoms + (number - edges) * room.atoms // rest.clamp(min=1)
-        place = torch.minimum(number, (edges - 1).clamp(min=0))
-        index = found.edge_index.index_select(0, torch.cat([place, place + edges])).view(2, -1)
-        types, structure, structure_ptr, local = inputs[len(Wide._fields) :]
-        graph = Graph(
-            positions=pad(wide.positions, (0, 0, 0, room.atoms)),
-            types=types,
-            edge_index=torch.where(used, index, of_atom),
-            edge_shift=torch.where(used.unsqueeze(1), found.edge_shift[:last], self._far),
-            structure=structure,
-            structure_ptr=structure_ptr,
-            row_ptr=torch.cat([found.row_ptr, ends]).clamp(max=last),
-            by_neighbor=torch.where(used, found.by_neighbor[:last], number).clamp(max=last - 1),
-            neighbor_ptr=torch.cat([found.neighbor_ptr, ends]).clamp(max=last),
-            local=local,
+        given = _Inputs(*inputs)
+        atoms, positions = given.listed.shape[0], given.positions * self.unit
+        narrows = Wide(
+            positions=positions[:atoms],
+            listed=given.listed,
+            reach=given.soon,
+            types=given.types[:atoms],
+            edge_index=given.edge_index,
+            edge_shift=given.edge_shift,
+            row_ptr=given.row_ptr,
+            by_neighbor=given.by_neighbor,
+            neighbor_ptr=given.neighbor_ptr,
         )
+        found = Narrow(*self.narrow([*narrows]))
+        graph = self._graph(given, positions, found)
         energy, atomic_energy, forces, virial, of_atoms = self.potential(graph, atomic_virial=self._virials)
-        moved = (wide.positions - wide.listed).square().sum(1).amax()
-        seen = torch.cat([found.seen.double(), moved.reshape(1)])
+        seen = torch.cat([found.seen, (given.watched != given.unchanged).flatten()])
         results = [seen, energy, atomic_energy[:atoms], forces[:atoms], virial]
         return results if of_atoms is None else [*results, of_atoms[:atoms]]
 
+    def _graph(self, given: _Inputs, positions: Tensor, found: Narrow) -> Graph:
+        """Of the edges that were found, then those without use, in as few launches as may be.
+
+        Where there is no room for all edges the step is in vain, but it must not touch other memory.
+        """
+        room, edges = self._room, found.seen[1:2]
+        used = room.number < edges
+        place = torch.addcmul(room.number, room.row, edges)  # neighbours were found where centres end
+        index = found.edge_index.index_select(0, place.flatten()).view_as(place)
+        ends = torch.maximum(room.ends, edges)
+        pointers = [torch.cat([found.row_ptr, ends]), torch.cat([found.neighbor_ptr, ends])]
+        row_ptr, neighbor_ptr = torch._foreach_clamp_max(pointers, room.edges)
+        return Graph(
+            positions=positions,
+            types=given.types,
+            edge_index=torch.where(used, index, room.owner),
+            edge_shift=torch.where(used.unsqueeze(1), found.edge_shift[: room.edges], self._far),
+            structure=given.structure,
+            structure_ptr=given.structure_ptr,
+            row_ptr=row_ptr,
+            by_neighbor=torch.where(used, found.by_neighbor[: room.edges], room.number).clamp(max=room.edges - 1),
+            neighbor_ptr=neighbor_ptr,
+            local=given.local,
+        )
+
+
+class _Inputs(NamedTuple):
+    """What a recording reads: what comes with each step, and what with a list. Atoms without use are the last ones.
+
+    Attributes:
+        positions: in the unit in which they come; of those without use too.
+        watched: what tells whether the list is still the right one.
+        unchanged: ``watched`` of then.
+        listed: positions of then, Å.
+        soon: Å, farther from there than which no atom should be.
+        edge_index: of the wide graph, to `structure_ptr` as there.
+        types: of those without use too, as all that follows.
+    """
+
+    positions: Tensor
+    watched: Tensor
+    unchanged: Tensor
+    listed: Tensor
+    soon: Tensor
+    edge_index: Tensor
+    edge_shift: Tensor
+    row_ptr: Tensor
+    by_neighbor: Tensor
+    neighbor_ptr: Tensor
+    types: Tensor
+    structure: Tensor
+    structure_ptr: Tensor
+    local: Tensor
+
 
 class _Room(NamedTuple):
-    """For how many edges and listed pairs a recording is, and how many atoms have the edges without use."""
+    """For how many edges and listed pairs a recording is, and which atoms have the edges without use.
 
+    Those of the first atom are all from the last edge with use on, up to its own end; the others have as many as usual
+    atoms. So whose an edge is does not depend on how many are in use.
+
+    Attributes:
+        fewest: edges.
+        edges: at most.
+        pairs: at most.
+        atoms: without use.
+        number: [edges] of each edge.
+        row: [2, 1], of centres and neighbours.
+        owner: [edges] the atom that has this edge, if it is without use.
+        ends: [atoms] where the edges of each atom without use end.
+    """
+
+    fewest: int
     edges: int
     pairs: int
     atoms: int
+    number: Tensor
+    row: Tensor
+    owner: Tensor
+    ends: Tensor
 
     @classmethod
-    def beyond(cls, edges: int, pairs: int) -> _Room:
-        """A little more than these."""
-        more_pairs = int(MORE_LISTED * pairs) + 256
-        more_edges = min(int(MORE_EDGES * edges) + 256, more_pairs)
-        return cls(more_edges, more_pairs, 1 + (more_edges - edges) // OF_AN_ATOM)
+    def around(cls, wide: Graph, edges: int) -> _Room:
+        """For some more, and some less, than these edges and the pairs of a list."""
+        atoms, device = wide.types.shape[0], wide.types.device
+        pairs = int(MORE_LISTED * wide.edge_shift.shape[0]) + SPARE
+        fewest, most = int(FEWER_EDGES * edges) - SPARE, min(int(MORE_EDGES * edges) + SPARE, pairs)
+        fewest = max(0, fewest)
+        of_each = max(OF_AN_ATOM, edges // atoms)
+        number = torch.arange(most, device=device)
+        ends = torch.arange(fewest + of_each, most + of_each, of_each, device=device).clamp(max=most)
+        return cls(
+            fewest=fewest,
+            edges=most,
+            pairs=pairs,
+            atoms=len(ends),
+            number=number,
+            row=torch.arange(2, device=device).unsqueeze(1),
+            owner=atoms + torch.searchsorted(ends, number, right=True),
+            ends=ends,
+        )
 
     def holds(self, edges: int, pairs: int) -> bool:
-        """Whether there is room for them."""
-        return edges <= self.edges and pairs <= self.pairs
+        """Whether it is for as many."""
+        return self.fewest <= edges <= self.edges and pairs <= self.pairs
 
 
 def _alike(these: Sequence[Tensor], those: Sequence[Tensor]) -> bool:

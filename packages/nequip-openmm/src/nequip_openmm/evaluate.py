@@ -43,8 +43,7 @@ class Evaluator:
         entry = find(load_registry().neighbor_lists, name, "neighbour list")
         self._moving = MovingPotential(model, entry, skin=spec.skin, unit=ANGSTROM)
         self._types = types.cpu().numpy()
-        self._box: Tensor | None = None  # of the last step, where OpenMM computes
-        self._parents = torch.tensor(spec.parents, dtype=torch.int64, device=model.device)
+        self._parents = torch.tensor(spec.parents, device=model.device) if spec.parents else None
         self._alone = threading.Lock()  # contexts in several threads may share a force
 
     def __call__(self, positions: Tensor, box: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -57,24 +56,26 @@ class Evaluator:
         Raises:
             InputError: positions or box are not finite, two atoms overlap.
         """
-        x = positions.to(self.model.device)
-        if len(self._parents) and box is not None:
-            x = unwrap(x.double(), box.to(x.device, torch.float64), self._parents)
+        x = positions
+        if self._parents is not None and box is not None:
+            device = self.model.device
+            x = unwrap(x.to(device, torch.float64), box.to(device, torch.float64), self._parents)
         with self._alone:
             return self._evaluate(x, box if self.spec.periodic else None, positions)
 
     def _evaluate(self, x: Tensor, box: Tensor | None, like: Tensor) -> tuple[Tensor, Tensor]:
-        if box is not None and box.is_cuda and self._box is not None:
+        watched = None
+        if like.device.type == self.model.device.type:
             # The way of a box to the host would be waited for; whether it is the old one is read after the step.
-            ahead = self._moving.ahead(x, changed=(box != self._box).any())
+            watched = box
+            ahead = self._moving.ahead(x, watched=watched)
             if ahead is not None:
                 results = _in_units(ahead.prediction, like)
                 if ahead.holds():
                     return results
-        self._box = box.clone() if box is not None and box.is_cuda else None
-        cell = torch.zeros(3, 3) if box is None else box.to("cpu", torch.float64) * ANGSTROM
-        prediction = self._moving(x, self._types, cell.double().numpy(), np.full(3, box is not None))
-        return _in_units(prediction, like)
+        cell = torch.zeros(3, 3) if box is None else box.cpu()
+        pbc = np.full(3, box is not None)
+        return _in_units(self._moving(x, self._types, cell.double().numpy() * ANGSTROM, pbc, watched=watched), like)
 
     @property
     def potential(self) -> Blocks:
@@ -84,9 +85,9 @@ class Evaluator:
 
 def _in_units(prediction: Prediction, like: Tensor) -> tuple[Tensor, Tensor]:
     """Energy and forces of OpenMM."""
-    energy = prediction.energy.sum() * KJ_MOL
-    forces = prediction.forces * (KJ_MOL * ANGSTROM)
-    return energy.to(like.device), forces.to(like)
+    there = [prediction.energy, prediction.forces]
+    energy, forces = torch._foreach_mul(there, [KJ_MOL, KJ_MOL * ANGSTROM])  # in one launch
+    return energy.to(like.device).squeeze(0), forces.to(like)
 
 
 def unwrap(positions: Tensor, cell: Tensor, parents: Tensor) -> Tensor:
@@ -108,7 +109,7 @@ def unwrap(positions: Tensor, cell: Tensor, parents: Tensor) -> Tensor:
     return positions[:1] + step
 
 
-_EVALUATORS: dict[tuple[str, str], Evaluator] = {}
+_EVALUATORS: dict[tuple[str, torch.device], Evaluator] = {}
 _LOCK = threading.Lock()
 
 
@@ -124,7 +125,7 @@ def evaluator(text: str, types: Tensor, embedded: Tensor | bytes | None, near: t
     Raises:
         InputError: the model is gone, or can not run here.
     """
-    key = text, str(near) if near.type == "cuda" else "cpu"
+    key = text, near
     found = _EVALUATORS.get(key)
     if found is None:
         with _LOCK:

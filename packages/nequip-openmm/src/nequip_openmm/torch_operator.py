@@ -20,35 +20,43 @@ _LIBRARY.define(
 )
 
 
+def _compute(
+    positions: Tensor,
+    first: Tensor | None,
+    second: Tensor | None,
+    types: Tensor,
+    atoms: Tensor,
+    text: str,
+    blob: Tensor,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Energy and forces, and the parameter that both are to be multiplied with."""
+    of = evaluator(text, types, blob if blob.numel() else None, positions.device)
+    check_number(of.spec, positions)
+    box, factor = box_and_factor(of.spec, (first, second))
+    if atoms.numel() == 0:
+        energy, forces = of(positions, box)
+    else:
+        energy, of_atoms = of(positions.index_select(0, atoms), box)
+        forces = of_atoms.new_zeros(positions.shape).index_copy(0, atoms, of_atoms)
+    # The plugin reads memory as it is: contiguous, and of the positions' type.
+    return energy, forces.to(positions.dtype).contiguous(), factor
+
+
+def _scaled(energy: Tensor, forces: Tensor, factor: Tensor | None) -> tuple[Tensor, Tensor]:
+    if factor is None:
+        return energy, forces
+    scale = factor.reshape(())
+    return scale.to(energy) * energy, scale.to(forces) * forces
+
+
 class _EnergyForces(torch.autograd.Function):
     """Energy and forces, of which the energy has derivatives by positions and parameter."""
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        positions: Tensor,
-        first: Tensor | None,
-        second: Tensor | None,
-        types: Tensor,
-        atoms: Tensor,
-        text: str,
-        blob: Tensor,
-    ) -> tuple[Tensor, Tensor]:
-        of = evaluator(text, types, blob if blob.numel() else None, positions.device)
-        check_number(of.spec, positions)
-        box, factor = box_and_factor(of.spec, (first, second))
-        seen = positions if atoms.numel() == 0 else positions.index_select(0, atoms)
-        energy, forces = of(seen, box)
-        if atoms.numel():
-            forces = forces.new_zeros(positions.shape).index_copy(0, atoms, forces)
-        # The plugin reads memory as it is: contiguous, and of the positions' type.
-        forces = forces.to(positions.dtype).contiguous()
-        if factor is None:
-            scaled_energy, scaled_forces = energy, forces
-        else:
-            scale = factor.reshape(())
-            scaled_energy, scaled_forces = scale.to(energy) * energy, scale.to(forces) * forces
-        ctx.factor_is = [factor is not None and factor is one for one in (first, second)]
+    def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, Tensor]:
+        energy, forces, factor = _compute(*arguments)
+        scaled_energy, scaled_forces = _scaled(energy, forces, factor)
+        ctx.factor_is = [factor is not None and factor is one for one in arguments[1:3]]
         ctx.save_for_backward(energy, scaled_forces, factor)
         ctx.mark_non_differentiable(scaled_forces)
         return scaled_energy, scaled_forces
@@ -62,8 +70,10 @@ class _EnergyForces(torch.autograd.Function):
 
 
 def _energy_forces(*arguments: Any) -> tuple[Tensor, Tensor]:
-    result: tuple[Tensor, Tensor] = _EnergyForces.apply(*arguments)  # type: ignore[no-untyped-call]
-    return result
+    if torch.is_grad_enabled() and any(one is not None and one.requires_grad for one in arguments[:3]):
+        result: tuple[Tensor, Tensor] = _EnergyForces.apply(*arguments)  # type: ignore[no-untyped-call]
+        return result
+    return _scaled(*_compute(*arguments))  # where nobody asks for derivatives, as with forces, without their price
 
 
 # Not CompositeExplicitAutograd, under which a model that differentiates itself fails inside the operator.

@@ -17,7 +17,6 @@ import torch
 from ase import Atoms
 from ase.calculators.calculator import Calculator, PropertyNotImplementedError, all_changes
 from ase.data import atomic_numbers, chemical_symbols
-from torch import Tensor
 
 from nequip_core.blocks import BlockEdges, Blocks
 from nequip_core.errors import InputError
@@ -26,6 +25,7 @@ from nequip_core.moving import MovingPotential
 from nequip_core.neighbors import DEFAULT, DEVICE
 from nequip_core.plugins.manager import find, load_registry
 from nequip_core.plugins.records import NeighborListEntry
+from nequip_core.potential import Prediction
 from nequip_core.structure import Floats, Ints, TypeMap
 
 PERIODIC_ONLY = {"stress", "stresses"}
@@ -128,17 +128,17 @@ class NequIPCalculator(Calculator):
             )
         types = types_of(atoms.numbers, self._type_of_number, self.loaded.type_map)
         prediction = self._moving(atoms.positions, types, atoms.cell.array, atoms.pbc, atomic_virial=periodic)
-        energy = float(prediction.energy.item())
+        energy, energies, forces, virial, *virials = _numpy(prediction)
         self.results = {
-            "energy": energy,
-            "free_energy": energy,
-            "energies": _numpy(prediction.atomic_energy),
-            "forces": _numpy(prediction.forces),
+            "energy": float(energy[0]),
+            "free_energy": float(energy[0]),
+            "energies": energies,
+            "forces": forces,
         }
         if periodic:
             volume = atoms.get_volume()
-            self.results["stress"] = voigt(_numpy(prediction.virial)[0]) / -volume
-            self.results["stresses"] = voigt(_numpy(prediction.atomic_virial)) / -volume
+            self.results["stress"] = voigt(virial[0]) / -volume
+            self.results["stresses"] = voigt(virials[0]) / -volume
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         """A calculator of its own with the same weights."""
@@ -166,10 +166,12 @@ class NequIPCalculator(Calculator):
         return self._moving.potential
 
 
-def _numpy(tensor: Tensor | None) -> Floats:
-    assert tensor is not None
-    array: Floats = tensor.detach().cpu().numpy()
-    return array
+def _numpy(prediction: Prediction) -> list[Floats]:
+    """What there is of a prediction, which leaves the device in one piece."""
+    there = [tensor.detach() for tensor in prediction if tensor is not None]
+    whole = torch.cat([tensor.flatten() for tensor in there]).cpu()
+    parts = whole.split([tensor.numel() for tensor in there])
+    return [part.view(tensor.shape).numpy() for part, tensor in zip(parts, there, strict=True)]
 
 
 def voigt(tensor: Floats) -> Floats:
