@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+from functools import partial
+from types import SimpleNamespace
+
+import numpy as np
 import pytest
 import torch
 from openmm_support import ice, topology_of
 
+from nequip_core.moving import MovingPotential
+from nequip_core.narrow import Narrowing
+from nequip_core.neighbors import DEVICE
+from nequip_core.testing.recordings import Repeating
+from nequip_openmm import evaluate
 from nequip_openmm.evaluate import unwrap
 from nequip_openmm.prepare import prepare
 from nequip_openmm.region import parents
@@ -69,6 +78,42 @@ def test_forces_are_as_the_plugin_reads_them(dtype, model):
     torch.testing.assert_close(energy, exact, rtol=1e-6, atol=0)
     rms = of_exact.square().mean().sqrt()
     assert float((forces - of_exact).abs().max() / rms) < 1e-5
+
+
+@pytest.fixture
+def record(monkeypatch):
+    """How steps are recorded: on the CPU, where they usually are not."""
+    usual, record = evaluate.find_model, Repeating()
+
+    def find(*arguments):
+        model = usual(*arguments)
+        narrowing = Narrowing(np.array(model.info.pair_cutoffs))
+        recorded = {"device": model.device, "narrow": lambda tensors: list(narrowing(*tensors))}
+        return SimpleNamespace(potential=model.potential, info=model.info, **recorded)
+
+    monkeypatch.setattr(evaluate, "_EVALUATORS", {})
+    monkeypatch.setattr(evaluate, "DEFAULT", DEVICE)
+    monkeypatch.setattr(evaluate, "MovingPotential", partial(MovingPotential, record=record))
+    monkeypatch.setattr(evaluate, "find_model", find)
+    return record
+
+
+def test_recorded_steps(model, record, monkeypatch):
+    """Atoms and boxes of float32 that move, and what was given for them stays."""
+    torch.manual_seed(0)
+    rest = arguments(model, lambda_name="scale")
+    positions, box = (tensor.detach() for tensor in inputs(torch.float32))
+    factor = torch.tensor(0.4)
+    steps = [(positions + 0.002 * torch.randn_like(positions), box * (1 + 0.01 * (n // 4 % 2))) for n in range(12)]
+    found = [torch.ops.nequip_openmm.energy_forces(*step, factor, *rest) for step in steps]
+    assert record.recorded == 1
+    assert record.repeated == 1 + 8 + 2  # the check, eight steps, and two in vain, since there is another box
+    monkeypatch.undo()
+    for (energy, forces), step in zip(found, steps, strict=True):
+        expected, of_usual = torch.ops.nequip_openmm.energy_forces(*step, factor, *rest)
+        torch.testing.assert_close(energy, expected, rtol=1e-12, atol=0)
+        torch.testing.assert_close(forces, of_usual, rtol=1e-6, atol=1e-6 * float(of_usual.abs().max()))
+        assert not forces.requires_grad
 
 
 def test_unwrapping_follows_the_bonds_across_the_box():
