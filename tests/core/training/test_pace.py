@@ -33,7 +33,7 @@ def test_only_the_fetch_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert profiler.seconds == 2.0
 
 
-@pytest.mark.parametrize(("slow", "least", "most"), [("data", 0.5, 1.0), ("step", 0.0, 0.5)])
+@pytest.mark.parametrize(("slow", "least", "most"), [("data", 0.5, 1.0), ("step", 0.0, 0.5), ("device", 0.0, 0.5)])
 def test_steps_say_how_long_they_took_and_waited(
     make_run: Callable[..., Any], terms: Loss, monkeypatch: pytest.MonkeyPatch, slow: str, least: float, most: float
 ) -> None:
@@ -55,6 +55,16 @@ def test_steps_say_how_long_they_took_and_waited(
             return made
 
         monkeypatch.setattr(DataModule, "train_dataloader", sleepy)
+    elif slow == "device":  # steps are launched at once; who reads a loss waits for all of them
+        step, finish, launched = module.training_step, module.finish_losses, []
+        monkeypatch.setattr(module, "training_step", lambda *args: (launched.append(nap), step(*args))[1])
+
+        def wait() -> None:
+            time.sleep(sum(launched))
+            launched.clear()
+            finish()
+
+        monkeypatch.setattr(module, "finish_losses", wait)
     else:
         step = module.training_step
         monkeypatch.setattr(module, "training_step", lambda *args: (time.sleep(nap), step(*args))[1])

@@ -9,6 +9,8 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.profilers import Profiler
 
+from nequip_core.training.module import TrainingModule
+
 FETCH = "train_dataloader_next"
 """End of the name by which Lightning tells a profiler that it takes the next training batch."""
 
@@ -55,7 +57,7 @@ class Pace(Callback):
     """Counts steps, their seconds and the wait for data.
 
     On a device that works on its own the time of one step on the host says nothing; the mean over many does, since
-    losses are read from the device now and then.
+    losses are read from the device now and then, and when an epoch's last step is launched.
 
     Attributes:
         fetch: the trainer's profiler.
@@ -78,7 +80,10 @@ class Pace(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """One more step."""
+        """One more step. What the device has not done when an epoch ends belongs to its steps."""
+        if trainer.is_last_batch:
+            assert isinstance(pl_module, TrainingModule)
+            pl_module.finish_losses()
         then, waited = self._last
         self._mark()
         steps, seconds, waits = self.totals
