@@ -306,7 +306,7 @@ class RecordedSteps:
         """Whether the step was one of this list, whose edges there was room for. The device is waited for."""
         assert self._of is not None
         near, edges, overlaps, *changed = seen.tolist()
-        self.due = near < len(self._of.types)
+        self.due = near < len(self._of.types) + self._room.atoms
         held = edges <= self._room.edges and not overlaps and not any(changed)
         if self.due:  # once with a list, so that another look at the device does not matter
             held = held and self._is_within_reach()
@@ -317,7 +317,7 @@ class RecordedSteps:
     def _is_within_reach(self) -> bool:
         assert self._recording is not None
         given = _Inputs(*self._recording.inputs)
-        moved = given.positions[: len(given.listed)] * self.unit - given.listed
+        moved = given.positions * self.unit - given.listed
         return bool((moved.square().sum(1) <= self.reach**2).all())  # no number is not
 
     def _check(self, positions: Tensor, watched: Tensor | None, expected: Prediction) -> None:
@@ -341,48 +341,51 @@ class RecordedSteps:
 
     def _inputs(self, listed: Listed, room: _Room, watched: Tensor | None) -> _Inputs:
         """Of a list, with pairs beyond the cut-off up to the room that there is, and atoms without use."""
-        wide = listed.wide
+        wide, of_atoms = listed.wide, (0, room.atoms)
         pairs, more = wide.edge_shift.shape[0], room.pairs - wide.edge_shift.shape[0]
         watched = wide.positions.new_empty(0) if watched is None else watched.to(wide.positions)
         # Atoms without use belong to the last structure.
         structure_ptr = wide.structure_ptr.clone()
         structure_ptr[-1] += room.atoms
         return _Inputs(
-            positions=pad(wide.positions / self.unit, (0, 0, 0, room.atoms)),
+            positions=pad(wide.positions / self.unit, (0, 0, *of_atoms)),
             watched=watched,
             unchanged=watched,
-            listed=wide.positions,
+            listed=pad(wide.positions, (0, 0, *of_atoms)),
             soon=wide.positions.new_full((1,), SOON * self.reach),
             edge_index=pad(wide.edge_index, (0, more)),
             edge_shift=torch.cat([wide.edge_shift, self._far.expand(more, 3)]),
-            row_ptr=wide.row_ptr,
+            row_ptr=pad(wide.row_ptr, of_atoms, value=pairs),
             by_neighbor=torch.cat([wide.by_neighbor, torch.arange(pairs, room.pairs, device=wide.types.device)]),
-            neighbor_ptr=wide.neighbor_ptr,
-            types=pad(wide.types, (0, room.atoms)),
-            structure=pad(wide.structure, (0, room.atoms), value=len(structure_ptr) - 2),
+            neighbor_ptr=pad(wide.neighbor_ptr, of_atoms, value=pairs),
+            types=pad(wide.types, of_atoms),
+            structure=pad(wide.structure, of_atoms, value=len(structure_ptr) - 2),
             structure_ptr=structure_ptr,
-            local=pad(wide.local, (0, room.atoms)),
+            local=pad(wide.local, of_atoms),
         )
 
     def _step(self, inputs: Sequence[Tensor]) -> list[Tensor]:
         """What the host has to know, then the prediction's tensors."""
         given = _Inputs(*inputs)
-        atoms, positions = given.listed.shape[0], given.positions * self.unit
-        narrows = Wide(
-            positions=positions[:atoms],
+        positions = given.positions * self.unit
+        wide = Wide(
+            positions=positions,
             listed=given.listed,
             reach=given.soon,
-            types=given.types[:atoms],
+            types=given.types,
             edge_index=given.edge_index,
             edge_shift=given.edge_shift,
             row_ptr=given.row_ptr,
             by_neighbor=given.by_neighbor,
             neighbor_ptr=given.neighbor_ptr,
         )
-        found = Narrow(*self.narrow([*narrows]))
+        found = Narrow(*self.narrow([*wide]))
         graph = self._graph(given, positions, found)
         energy, atomic_energy, forces, virial, of_atoms = self.potential(graph, atomic_virial=self._virials)
-        seen = torch.cat([found.seen, (given.watched != given.unchanged).flatten()])
+        # Bits, since these are of the type of what else is seen: it is one launch less.
+        changed = given.watched.view(torch.int64) ^ given.unchanged.view(torch.int64)
+        seen = torch.cat([found.seen, changed.flatten()])
+        atoms = given.types.shape[0] - self._room.atoms
         results = [seen, energy, atomic_energy[:atoms], forces[:atoms], virial]
         return results if of_atoms is None else [*results, of_atoms[:atoms]]
 
@@ -392,37 +395,38 @@ class RecordedSteps:
         Where there is no room for all edges the step is in vain, but it must not touch other memory.
         """
         room, edges = self._room, found.seen[1:2]
+        last = room.edges
         used = room.number < edges
         place = torch.addcmul(room.number, room.row, edges)  # neighbours were found where centres end
         index = found.edge_index.index_select(0, place.flatten()).view_as(place)
-        ends = torch.maximum(room.ends, edges)
-        pointers = [torch.cat([found.row_ptr, ends]), torch.cat([found.neighbor_ptr, ends])]
-        row_ptr, neighbor_ptr = torch._foreach_clamp_max(pointers, room.edges)
+        by_neighbor = torch.where(used, found.by_neighbor[:last], room.number)
+        pointers = torch._foreach_maximum([found.row_ptr, found.neighbor_ptr], [room.ptr, room.ptr])
+        numbers = torch._foreach_clamp_max([*pointers, by_neighbor], [last, last, last - 1])
+        row_ptr, neighbor_ptr, by_neighbor = numbers
         return Graph(
             positions=positions,
             types=given.types,
             edge_index=torch.where(used, index, room.owner),
-            edge_shift=torch.where(used.unsqueeze(1), found.edge_shift[: room.edges], self._far),
+            edge_shift=torch.where(used.unsqueeze(1), found.edge_shift[:last], self._far),
             structure=given.structure,
             structure_ptr=given.structure_ptr,
             row_ptr=row_ptr,
-            by_neighbor=torch.where(used, found.by_neighbor[: room.edges], room.number).clamp(max=room.edges - 1),
+            by_neighbor=by_neighbor,
             neighbor_ptr=neighbor_ptr,
             local=given.local,
         )
 
 
 class _Inputs(NamedTuple):
-    """What a recording reads: what comes with each step, and what with a list. Atoms without use are the last ones.
+    """What a recording reads: what comes with each step, and then a wide graph, whose last atoms are those without use.
 
     Attributes:
-        positions: in the unit in which they come; of those without use too.
+        positions: in the unit in which they come.
         watched: what tells whether the list is still the right one.
         unchanged: ``watched`` of then.
         listed: positions of then, Å.
         soon: Å, farther from there than which no atom should be.
-        edge_index: of the wide graph, to `structure_ptr` as there.
-        types: of those without use too, as all that follows.
+        edge_index: this and all that follows as in `nequip_core.graph.Graph`.
     """
 
     positions: Tensor
@@ -455,7 +459,7 @@ class _Room(NamedTuple):
         number: [edges] of each edge.
         row: [2, 1], of centres and neighbours.
         owner: [edges] the atom that has this edge, if it is without use.
-        ends: [atoms] where the edges of each atom without use end.
+        ptr: [atoms with and without use, and one] where the edges of each atom without use end, and zeros before.
     """
 
     fewest: int
@@ -465,7 +469,7 @@ class _Room(NamedTuple):
     number: Tensor
     row: Tensor
     owner: Tensor
-    ends: Tensor
+    ptr: Tensor
 
     @classmethod
     def around(cls, wide: Graph, edges: int) -> _Room:
@@ -485,7 +489,7 @@ class _Room(NamedTuple):
             number=number,
             row=torch.arange(2, device=device).unsqueeze(1),
             owner=atoms + torch.searchsorted(ends, number, right=True),
-            ends=ends,
+            ptr=pad(ends, (atoms + 1, 0)),
         )
 
     def holds(self, edges: int, pairs: int) -> bool:
