@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from nequip_core import moving as module
+from nequip_core import recorded_steps
 from nequip_core.errors import CheckError, InputError
 from nequip_core.graph import Graph
 from nequip_core.moving import MovingPotential
@@ -206,7 +206,7 @@ def test_virials_when_they_are_asked_for(case: Case) -> None:
 
 def test_fewer_edges_than_the_atoms_without_use_were_made_for(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     """Within one list it is right; the next list is recorded anew."""
-    monkeypatch.setattr(module, "SPARE", 1)
+    monkeypatch.setattr(recorded_steps, "SPARE", 1)
     record = Repeating()
     potential = moving(case, record, skin=3.0)
     assert potential._steps is not None

@@ -1,0 +1,317 @@
+"""Steps of systems that move, recorded for a number of edges that changes.
+
+A recording (`nequip_core.recording`) repeats what it did, with tensors of the same sizes; from step to step the number
+of edges within the cut-offs is another one. So it has room for a few more, and the edges without use belong to atoms of
+their own, behind those of the systems, and are longer than any cut-off: the graph is a valid one, and they add exact
+zeros. Which atom has which of them is fixed when the step is recorded, as is all else that does not change.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from nequip_core.errors import CheckError
+from nequip_core.export.artifact import LoadedModel
+from nequip_core.graph import Graph
+from nequip_core.narrow import Narrow, Wide
+from nequip_core.potential import Prediction
+from nequip_core.recording import Record, Recording
+from nequip_core.skin import Listed
+
+RECORDED_EDGES = 2_000_000
+"""Of a wide graph that is recorded, at most: beyond, launches do not matter, and a recording keeps its memory."""
+
+MORE_EDGES, MORE_LISTED = 1.02, 1.05
+"""Room in a recording beyond the edges, and the listed pairs, that there were."""
+
+FEWER_EDGES = 0.95
+"""Of the edges that there were; with fewer, one atom without use has very many, and the next list is recorded anew."""
+
+SPARE = 256
+"""Edges, and listed pairs, besides: shares of few are too few."""
+
+OF_AN_ATOM = 32
+"""Edges without use, at least, that one atom without use may have; otherwise as many as other atoms have."""
+
+SOON = 0.9
+"""Part of the way at whose end neighbours must be listed anew; after an atom has come so far they are, with the next
+step."""
+
+TOLERANCE = {"float32": 5e-5, "float64": 1e-9}
+"""Largest difference between a step and its recording, of the largest number."""
+
+SWITCH = "NEQUIP_RECORD_STEPS"
+"""Environment variable; 0: no step is recorded."""
+
+_log = logging.getLogger(__name__)
+
+Narrows = Callable[[list[Tensor]], list[Tensor]]
+
+
+class RecordedSteps:
+    """Steps with the neighbours of one list after another, by one recording as long as they fit.
+
+    Args:
+        record: records a function.
+        loaded: the model.
+        narrow: of the model, see `nequip_core.narrow`.
+        reach: Å, how far an atom may go before neighbours are listed anew.
+        unit: of the positions that come, Å.
+
+    Attributes:
+        due: whether they should be listed anew now.
+    """
+
+    def __init__(self, record: Record, loaded: LoadedModel, narrow: Narrows, reach: float, unit: float) -> None:
+        self.record, self.narrow, self.potential = record, narrow, loaded.potential
+        self.reach, self.unit = reach, unit
+        self.tolerance = TOLERANCE[loaded.info.dtype]
+        # From an atom to an image of itself beyond every cut-off; not along an axis, where harmonics have zeros.
+        self._far = 4 * loaded.info.cutoff * torch.tensor([0.48, 0.6, 0.64], dtype=torch.float64, device=loaded.device)
+        self.due = False
+        self._recording: Recording | None = None
+        self._room: _Room
+        self._given: list[Tensor] = []  # where positions, and what is watched, are copied to
+        self._virials = False
+        self._of: Listed | None = None
+        self._latest: Listed | None = None
+        self._most = RECORDED_EDGES
+
+    def take(
+        self, listed: Listed | None, positions: Tensor, watched: Tensor | None, edges: int, prediction: Prediction
+    ) -> None:
+        """Serve the steps that come with this list, after one with so many edges.
+
+        A list that comes for the first time may be for one step only; it is not worth a recording, unless it fits the
+        one that is there.
+
+        Raises:
+            CheckError: the recording gives another prediction.
+        """
+        known = listed is self._latest
+        self._latest, self._of, self.due = listed, None, False
+        pairs = 0 if listed is None else listed.wide.edge_shift.shape[0]
+        if listed is None or not 0 < pairs <= self._most:
+            self._recording = None
+            return
+        virials = prediction.atomic_virial is not None or self._virials
+        if self._recording is not None and self._room.holds(edges, pairs) and virials == self._virials:
+            inputs = self._inputs(listed, self._room, watched)
+            if _alike(self._recording.inputs, inputs):
+                torch._foreach_copy_(self._recording.inputs, inputs)
+                self._of = listed
+                return
+        if known:
+            self._recording = None
+            self._virials, self._of = virials, listed
+            try:
+                self._room = _Room.around(listed.wide, edges)
+                self._recording = self.record(self._step, self._inputs(listed, self._room, watched))
+            except torch.OutOfMemoryError:
+                _log.warning("There is no memory to record steps of %s pairs; they are launched one by one.", pairs)
+                self._most = pairs - 1
+            else:
+                wide, rest = _parts(self._recording.inputs)
+                self._given = [wide.positions[: len(listed.types)], rest.watched]
+                self._check(positions, watched, prediction)
+
+    def __call__(
+        self, positions: Tensor, watched: Tensor | None, *, atomic_virial: bool
+    ) -> tuple[Prediction, Tensor] | None:
+        """Begin a step: the prediction, and what tells whether it is right; None where the recording does not serve."""
+        recording = self._recording
+        if recording is None or self._of is None or (atomic_virial and not self._virials):
+            return None
+        now = [positions] if watched is None else [positions, watched]
+        given = self._given[: len(now)]
+        if not _alike(given, now):
+            return None
+        torch._foreach_copy_(given, now)
+        recording.repeat()
+        seen, energy, atomic_energy, forces, virial, *of_atoms = recording.outputs
+        return Prediction(energy, atomic_energy, forces, virial, of_atoms[0] if atomic_virial else None), seen
+
+    def holds(self, seen: Tensor) -> bool:
+        """Whether the step was one of this list, whose edges there was room for. The device is waited for."""
+        assert self._of is not None
+        near, edges, overlaps, *changed = seen.tolist()
+        self.due = near < len(self._of.types) + self._room.atoms
+        held = edges <= self._room.edges and not overlaps and not any(changed)
+        if self.due:  # once with a list, so that another look at the device does not matter
+            held = held and self._is_within_reach()
+        if not held:
+            self._of = None
+        return held
+
+    def _is_within_reach(self) -> bool:
+        assert self._recording is not None
+        wide, _ = _parts(self._recording.inputs)
+        moved = wide.positions * self.unit - wide.listed
+        return bool((moved.square().sum(1) <= self.reach**2).all())  # no number is not
+
+    def _check(self, positions: Tensor, watched: Tensor | None, expected: Prediction) -> None:
+        if not all(tensor.isfinite().all() for tensor in expected if tensor is not None):
+            self._recording = None  # what is no number can not be compared; it is for who asked
+            return
+        begun = self(positions, watched, atomic_virial=expected.atomic_virial is not None)
+        assert begun is not None
+        found, seen = begun
+        held = self.holds(seen)
+        for name, ours, theirs in zip(Prediction._fields, found, expected, strict=True):
+            if ours is None or theirs is None:
+                continue
+            difference = float((ours - theirs).abs().max() / theirs.abs().max().clamp(min=1e-3))
+            if not (held and difference <= self.tolerance):
+                self._recording = None
+                raise CheckError(
+                    f"A recorded step is not the step: {name} differs by {difference:.1e} of the largest number (at "
+                    f"most {self.tolerance:.0e}). This is our fault: please report it. To go on, set {SWITCH}=0."
+                )
+
+    def _inputs(self, listed: Listed, room: _Room, watched: Tensor | None) -> list[Tensor]:
+        """Of a list, with pairs beyond the cut-off up to the room that there is, and atoms without use."""
+        graph, of_atoms = listed.wide, (0, room.atoms)
+        pairs, more = graph.edge_shift.shape[0], room.pairs - graph.edge_shift.shape[0]
+        wide = Wide(
+            positions=pad(graph.positions / self.unit, (0, 0, *of_atoms)),
+            listed=pad(graph.positions, (0, 0, *of_atoms)),
+            reach=graph.positions.new_full((1,), SOON * self.reach),
+            types=pad(graph.types, of_atoms),
+            edge_index=pad(graph.edge_index, (0, more)),
+            edge_shift=torch.cat([graph.edge_shift, self._far.expand(more, 3)]),
+            row_ptr=pad(graph.row_ptr, of_atoms, value=pairs),
+            by_neighbor=torch.cat([graph.by_neighbor, torch.arange(pairs, room.pairs, device=graph.types.device)]),
+            neighbor_ptr=pad(graph.neighbor_ptr, of_atoms, value=pairs),
+        )
+        watched = graph.positions.new_empty(0) if watched is None else watched.to(graph.positions)
+        # Atoms without use belong to the last structure.
+        structure_ptr = graph.structure_ptr.clone()
+        structure_ptr[-1] += room.atoms
+        structure = pad(graph.structure, of_atoms, value=len(structure_ptr) - 2)
+        return [*wide, *_Rest(watched, watched, structure, structure_ptr, pad(graph.local, of_atoms))]
+
+    def _step(self, inputs: Sequence[Tensor]) -> list[Tensor]:
+        """What the host has to know, then the prediction's tensors. In as few launches as may be."""
+        wide, rest = _parts(inputs)
+        wide = wide._replace(positions=wide.positions * self.unit)
+        found = Narrow(*self.narrow([*wide]))
+        graph = self._graph(wide, rest, found)
+        energy, atomic_energy, forces, virial, of_atoms = self.potential(graph, atomic_virial=self._virials)
+        # Bits, since these are of the type of what else is seen: it is one launch less.
+        changed = rest.watched.view(torch.int64) ^ rest.unchanged.view(torch.int64)
+        seen = torch.cat([found.seen, changed.flatten()])
+        atoms = len(wide.types) - self._room.atoms
+        results = [seen, energy, atomic_energy[:atoms], forces[:atoms], virial]
+        return results if of_atoms is None else [*results, of_atoms[:atoms]]
+
+    def _graph(self, wide: Wide, rest: _Rest, found: Narrow) -> Graph:
+        """The edges that were found, then those without use.
+
+        Where there is no room for all edges the step is in vain, but it must not touch other memory.
+        """
+        room, last, edges = self._room, self._room.edges, found.seen[1:2]
+        used = room.number < edges
+        place = torch.addcmul(room.number, room.row, edges)  # neighbours were found where centres end
+        index = found.edge_index.index_select(0, place.flatten()).view_as(place)
+        by_neighbor = torch.where(used, found.by_neighbor[:last], room.number)
+        pointers = torch._foreach_maximum([found.row_ptr, found.neighbor_ptr], [room.ptr, room.ptr])
+        numbers = torch._foreach_clamp_max([*pointers, by_neighbor], [last, last, last - 1])
+        row_ptr, neighbor_ptr, by_neighbor = numbers
+        return Graph(
+            positions=wide.positions,
+            types=wide.types,
+            edge_index=torch.where(used, index, room.owner),
+            edge_shift=torch.where(used.unsqueeze(1), found.edge_shift[:last], self._far),
+            structure=rest.structure,
+            structure_ptr=rest.structure_ptr,
+            row_ptr=row_ptr,
+            by_neighbor=by_neighbor,
+            neighbor_ptr=neighbor_ptr,
+            local=rest.local,
+        )
+
+
+class _Rest(NamedTuple):
+    """What a recording reads besides the wide graph.
+
+    Attributes:
+        watched: what tells whether the list is still the right one.
+        unchanged: ``watched`` of then.
+        structure: of atoms.
+        structure_ptr: first atom of each structure.
+        local: whether an atom's energy counts.
+    """
+
+    watched: Tensor
+    unchanged: Tensor
+    structure: Tensor
+    structure_ptr: Tensor
+    local: Tensor
+
+
+def _parts(inputs: Sequence[Tensor]) -> tuple[Wide, _Rest]:
+    """Of what a recording reads: the wide graph, with positions in the unit in which they come, and the rest."""
+    number = len(Wide._fields)
+    return Wide(*inputs[:number]), _Rest(*inputs[number:])
+
+
+class _Room(NamedTuple):
+    """For how many edges and listed pairs a recording is, and which atoms have the edges without use.
+
+    Those of the first atom are all from the last edge with use on, up to its own end; the others have as many as usual
+    atoms. So whose an edge is does not depend on how many are in use.
+
+    Attributes:
+        fewest: edges.
+        edges: at most.
+        pairs: at most.
+        atoms: without use.
+        number: [edges] of each edge.
+        row: [2, 1], of centres and neighbours.
+        owner: [edges] the atom that has this edge, if it is without use.
+        ptr: [atoms with and without use, and one] where the edges of each atom without use end, and zeros before.
+    """
+
+    fewest: int
+    edges: int
+    pairs: int
+    atoms: int
+    number: Tensor
+    row: Tensor
+    owner: Tensor
+    ptr: Tensor
+
+    @classmethod
+    def around(cls, wide: Graph, edges: int) -> _Room:
+        """For some more, and some less, than these edges and the pairs of a list."""
+        atoms, device = wide.types.shape[0], wide.types.device
+        pairs = int(MORE_LISTED * wide.edge_shift.shape[0]) + SPARE
+        most = min(int(MORE_EDGES * edges) + SPARE, pairs)
+        fewest = max(int(FEWER_EDGES * edges) - SPARE, 0)
+        of_each = max(OF_AN_ATOM, edges // atoms)
+        number = torch.arange(most, device=device)
+        ends = torch.arange(fewest + of_each, most + of_each, of_each, device=device).clamp(max=most)
+        return cls(
+            fewest=fewest,
+            edges=most,
+            pairs=pairs,
+            atoms=len(ends),
+            number=number,
+            row=torch.arange(2, device=device).unsqueeze(1),
+            owner=atoms + torch.searchsorted(ends, number, right=True),
+            ptr=pad(ends, (atoms + 1, 0)),
+        )
+
+    def holds(self, edges: int, pairs: int) -> bool:
+        """Whether it is for as many."""
+        return self.fewest <= edges <= self.edges and pairs <= self.pairs
+
+
+def _alike(these: Sequence[Tensor], those: Sequence[Tensor]) -> bool:
+    return all(a.shape == b.shape for a, b in zip(these, those, strict=True))
