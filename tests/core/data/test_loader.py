@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import time
+from collections.abc import Sequence
+from itertools import islice, takewhile
+from typing import Any
+
 import numpy as np
 import pytest
 
-from nequip_core.data.loader import EvalSteps, TrainSteps, micro_batches, plan_epoch, share
+from nequip_core.data.loader import EvalSteps, TrainLoader, TrainSteps, micro_batches, plan_epoch, share
 from nequip_core.errors import InputError
 
 ONES = np.ones(23, dtype=np.int64)
@@ -35,22 +41,78 @@ def test_by_atoms_or_edges() -> None:
     assert [17] in steps
 
 
-def test_a_sampler_follows_the_epoch() -> None:
+def plan(epoch: int) -> list[list[int]]:
+    return plan_epoch(ONES, 5, seed=1, epoch=epoch)
+
+
+def test_a_sampler_goes_from_epoch_to_epoch() -> None:
     steps = TrainSteps(ONES, 5, seed=1)
     assert steps.count == 5
-    assert list(steps) == plan_epoch(ONES, 5, seed=1, epoch=0)
+    assert list(islice(steps, 12)) == [*plan(0), [], *plan(1), []]
     steps.set_epoch(4)
-    assert list(steps) == plan_epoch(ONES, 5, seed=1, epoch=4)
-    assert list(steps) == plan_epoch(ONES, 5, seed=1, epoch=4)
+    assert steps.steps == plan(4)
+    assert list(islice(steps, 6)) == list(islice(steps, 6)) == [*plan(4), []]
 
 
 def test_going_on_in_mid_epoch() -> None:
     steps = TrainSteps(ONES, 5, seed=1)
     steps.seek(3, 2)
     iter(steps)  # as a loader with workers does, before the iterator that it uses
-    assert list(steps) == plan_epoch(ONES, 5, seed=1, epoch=3)[2:]
-    steps.set_epoch(4)
-    assert list(steps) == plan_epoch(ONES, 5, seed=1, epoch=4)
+    assert list(islice(steps, 9)) == [*plan(3)[2:], [], *plan(4)]
+    assert list(takewhile(bool, steps)) == plan(3)
+
+
+class Made(Sequence[list[int]]):
+    """Steps as they are; it notes the first structure of each that was made, in whatever process."""
+
+    def __init__(self) -> None:
+        self.count = multiprocessing.Value("i", 0)
+        self.first = multiprocessing.Array("i", 100)
+
+    def __getitem__(self, step: Any) -> Any:
+        if step:
+            with self.count.get_lock():
+                self.first[self.count.value] = step[0]
+                self.count.value += 1
+        return step
+
+    def __len__(self) -> int:
+        return len(ONES)
+
+
+def loader_of(made: Made, steps: TrainSteps, workers: int) -> TrainLoader:
+    return TrainLoader(
+        made, sampler=steps, batch_size=None, collate_fn=list, num_workers=workers, persistent_workers=workers > 0
+    )
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_each_iteration_is_an_epoch(workers: int) -> None:
+    steps = TrainSteps(ONES, 5, seed=1)
+    loader = loader_of(Made(), steps, workers)
+    for epoch in (0, 1, 2, 7, 7, 0):
+        steps.set_epoch(epoch)
+        iter(loader)  # as Lightning does, before the iterator that it uses
+        assert list(loader) == plan(epoch)
+    steps.set_epoch(1)
+    assert list(islice(loader, 2)) == plan(1)[:2]  # a run that ends in mid-epoch
+    assert list(loader) == plan(1)
+    steps.seek(2, 3)
+    assert list(loader) == plan(2)[3:]
+
+
+def test_workers_begin_the_next_epoch_while_one_ends() -> None:
+    steps, made = TrainSteps(ONES, 5, seed=1), Made()
+    loader = loader_of(made, steps, workers=1)
+    assert list(loader) == plan(0)
+    expected = [step[0] for epoch in (0, 1) for step in plan(epoch)][:6]
+    deadline = time.monotonic() + 30
+    while made.count.value < len(expected) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert made.first[: len(expected)] == expected
+    steps.set_epoch(1)
+    assert list(loader) == plan(1)
+    assert made.first[:10] == [step[0] for epoch in (0, 1) for step in plan(epoch)]  # none was made twice
 
 
 @pytest.mark.parametrize(("structures", "size"), [(10, 4), (8, 4), (3, 64), (1, 1), (0, 4)])
@@ -69,7 +131,7 @@ def test_a_size_below_one() -> None:
 def test_a_part_of_an_epoch() -> None:
     whole = plan_epoch(ONES, 5, seed=1, epoch=0)
     for limit, count in ((3, 3), (100, 5), (1.0, 5), (0.5, 2), (0.01, 1)):
-        assert list(TrainSteps(ONES, 5, seed=1, limit=limit)) == whole[:count]
+        assert list(takewhile(bool, TrainSteps(ONES, 5, seed=1, limit=limit))) == whole[:count]
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3, 7])

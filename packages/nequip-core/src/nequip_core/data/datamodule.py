@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 from nequip_core.data.batch import Batch
 from nequip_core.data.dataset import Dataset
 from nequip_core.data.ghost import Ghost
-from nequip_core.data.loader import Batches, EvalSteps, Steps, TrainSteps
+from nequip_core.data.loader import Batches, EvalSteps, Steps, TrainLoader, TrainSteps
 from nequip_core.data.packed import Packed
 from nequip_core.structure import Ints
 
@@ -107,7 +107,8 @@ class DataModule(LightningDataModule):
 
     def _loader(self, source: Steps | Batches, steps: TrainSteps | EvalSteps, rounded: bool = False) -> DataLoader[Any]:
         on_cuda = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
-        return DataLoader(
+        kind = TrainLoader if isinstance(steps, TrainSteps) else DataLoader
+        return kind(
             source,  # type: ignore[arg-type]  # its items are named by the sampler
             sampler=steps,
             batch_size=None,

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
-from torch.utils.data import Sampler
+from torch.utils.data import DataLoader, Sampler
 
 from nequip_core.data.batch import Batch
 from nequip_core.data.dataset import Dataset
@@ -70,7 +71,7 @@ def share(step: Sequence[int], rank: int, ranks: int, sizes: Ints) -> list[int]:
 
 
 class TrainSteps(Sampler[list[int]]):
-    """Steps of training, each a list of structures; another order in every epoch.
+    """Steps of training, each a list of structures; another order in every epoch. See `TrainLoader` for the way on.
 
     It has no length: by atoms or edges epochs have different numbers of steps, and Lightning would hold all epochs to
     the number of the first. So Lightning looks one step ahead for the end.
@@ -80,25 +81,31 @@ class TrainSteps(Sampler[list[int]]):
         size: of a step.
         seed: of the run.
         limit: whole number: at most so many steps of an epoch; otherwise a fraction of them.
+
+    Attributes:
+        epoch: that is trained, or is next.
+        begin: the step of it that an iteration begins with.
     """
 
     def __init__(self, sizes: Ints, size: int, seed: int, limit: float = 1.0) -> None:
         if size < 1:
             raise InputError(f"data.batch.size must be at least 1, received {size}.")
         self.sizes, self.size, self.seed, self.limit = sizes, size, seed, limit
-        self._begin = 0
-        self.set_epoch(0)
+        self.epoch = self.begin = 0
+        self._plans: dict[int, list[list[int]]] = {}
 
     def set_epoch(self, epoch: int) -> None:
-        """Make the plan of an epoch, as Lightning asks before each."""
-        steps = plan_epoch(self.sizes, self.size, seed=self.seed, epoch=epoch)
-        kept = self.limit if isinstance(self.limit, int) else max(1, math.floor(self.limit * len(steps)))
-        self.steps = steps[:kept]
+        """Go to an epoch, as Lightning asks before each."""
+        self.epoch = epoch
 
     def seek(self, epoch: int, step: int) -> None:
         """Go to a step of an epoch, for the next iteration only."""
-        self.set_epoch(epoch)
-        self._begin = step
+        self.epoch, self.begin = epoch, step
+
+    @property
+    def steps(self) -> list[list[int]]:
+        """Of the current epoch."""
+        return self._plan(self.epoch)
 
     @property
     def count(self) -> int:
@@ -106,9 +113,48 @@ class TrainSteps(Sampler[list[int]]):
         return len(self.steps)
 
     def __iter__(self) -> Iterator[list[int]]:
+        """Without end: after the steps of an epoch an empty one, then the next epoch."""
         # A generator: of two iterators, which a loader with workers makes, only the one that is used goes ahead.
-        begin, self._begin = self._begin, 0
-        yield from self.steps[begin:]
+        epoch, begin, self.begin = self.epoch, self.begin, 0
+        while True:
+            yield from self._plan(epoch)[begin:]
+            yield []
+            epoch, begin = epoch + 1, 0
+
+    def _plan(self, epoch: int) -> list[list[int]]:
+        if epoch not in self._plans:
+            steps = plan_epoch(self.sizes, self.size, seed=self.seed, epoch=epoch)
+            kept = self.limit if isinstance(self.limit, int) else max(1, math.floor(self.limit * len(steps)))
+            latest = list(self._plans.items())[-1:]  # an epoch may end while the next one is being made
+            self._plans = dict([*latest, (epoch, steps[:kept])])
+        return self._plans[epoch]
+
+
+class TrainLoader(DataLoader[Any]):
+    """Steps of one epoch at each iteration. Meanwhile workers go on to the next epoch, so that it begins at once.
+
+    Its sampler is `TrainSteps`. What it gives are lists, of which an empty one ends an epoch.
+    """
+
+    _going: Iterator[Any] | None = None
+    _upcoming: tuple[int, int] | None = None
+    """Where the iterator that is there goes on: epoch and step."""
+
+    def __iter__(self) -> Any:
+        return self._epoch(super().__iter__)
+
+    def _epoch(self, begin: Callable[[], Iterator[Any]]) -> Iterator[Any]:
+        # A generator too: Lightning makes iterators that it does not use.
+        assert isinstance(self.sampler, TrainSteps)
+        epoch = self.sampler.epoch
+        if self._going is None or self._upcoming != (epoch, self.sampler.begin):
+            self._going = begin()
+        self._upcoming = None
+        for batches in self._going:
+            if not batches:
+                self._upcoming = epoch + 1, 0
+                return
+            yield batches
 
 
 class EvalSteps(Sampler[list[int]]):
@@ -146,7 +192,8 @@ def micro_batches(numbers: Sequence[int], edges: Ints, max_edges: int | None) ->
 class Steps:
     """From the structures of a step to this rank's micro-batches, whose gradients add up to the step's.
 
-    A rank without structures gets the first one without its labels, so that it takes part with a gradient of zero.
+    A rank without structures gets the first one without its labels, so that it takes part with a gradient of zero. An
+    empty step has no micro-batches.
 
     Args:
         dataset: structures to train on.
@@ -168,6 +215,8 @@ class Steps:
         self.sizes = dataset.edges if sizes is None else sizes
 
     def __getitem__(self, step: Sequence[int]) -> list[Batch]:
+        if not step:
+            return []
         denominators = self.dataset.denominators(step)
         mine = share(step, self.rank, self.ranks, self.sizes)
         if not mine:
