@@ -17,6 +17,20 @@ nequip.convolution/1
 
     Differentiable twice with respect to h, harmonics and weights. Deterministic.
 
+nequip.radial_convolution/1
+    The same with the weights as what they are in a model, the last, linear layer of the radial network, so that they
+    need not be stored.
+
+    ``convolution(h, harmonics, hidden, matrix, graph) -> out``
+
+    h, harmonics, out   as above
+    hidden              [edges, width]         the last hidden layer, after its nonlinearity
+    matrix              [width, num_weights]   of the last layer, scaled
+
+    out = nequip.convolution/1 of h, harmonics and the weights hidden @ matrix.
+
+    Differentiable twice with respect to h, harmonics, hidden and matrix. Deterministic.
+
 allegro.contract/1
     One tensor-product layer of Allegro (arXiv:2204.05249, eq. 15-17): each atom's environment, the sum over its edges
     of weighted harmonics, contracted with the tensor features of the same edges.
@@ -119,6 +133,22 @@ class ConvolutionSpec:
         for path in self.paths:
             channels[path.irrep_out] += self.irreps_in.channels[path.irrep_in]
         return Irreps(channels.items())
+
+
+NEQUIP_RADIAL_CONVOLUTION = "nequip.radial_convolution/1"
+
+
+@dataclass(frozen=True)
+class RadialConvolutionSpec:
+    """A convolution and the last hidden layer of the network that gives its weights.
+
+    Attributes:
+        convolution: what is coupled.
+        width: of the hidden layer.
+    """
+
+    convolution: ConvolutionSpec
+    width: int
 
 
 ALLEGRO_CONTRACT = "allegro.contract/1"
@@ -248,6 +278,21 @@ class Convolution(Protocol):
         h: Float[Tensor, "atoms features_in"],
         harmonics: Float[Tensor, "edges components"],
         weights: Float[Tensor, "edges num_weights"],
+        graph: Graph,
+    ) -> Float[Tensor, "atoms features_out"]:
+        """Messages summed to their centres."""
+        ...
+
+
+class RadialConvolution(Protocol):
+    """The callable of nequip.radial_convolution/1."""
+
+    def __call__(
+        self,
+        h: Float[Tensor, "atoms features_in"],
+        harmonics: Float[Tensor, "edges components"],
+        hidden: Float[Tensor, "edges width"],
+        matrix: Float[Tensor, "width num_weights"],
         graph: Graph,
     ) -> Float[Tensor, "atoms features_out"]:
         """Messages summed to their centres."""

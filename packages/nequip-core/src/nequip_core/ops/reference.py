@@ -18,11 +18,11 @@ from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
 from nequip_core.graph import Graph
 from nequip_core.o3 import Irrep, wigner_3j
-from nequip_core.ops.contracts import ConvolutionSpec, Path
+from nequip_core.ops.contracts import ConvolutionSpec, Path, RadialConvolutionSpec
 from nequip_core.ops.segment import gather, segment_sum
 
 
-def refuses(spec: ConvolutionSpec, dtype: torch.dtype, device: torch.device) -> str | None:
+def refuses(spec: ConvolutionSpec | RadialConvolutionSpec, dtype: torch.dtype, device: torch.device) -> str | None:
     """The reference serves every specification, dtype and device."""
     return None
 
@@ -30,6 +30,31 @@ def refuses(spec: ConvolutionSpec, dtype: torch.dtype, device: torch.device) -> 
 def make_convolution(spec: ConvolutionSpec, dtype: torch.dtype, device: torch.device) -> nn.Module:
     """The reference of nequip.convolution/1."""
     return TwoForms(DenseConvolution(spec), UnrolledConvolution(spec)).to(device=device, dtype=dtype)
+
+
+def make_radial_convolution(spec: RadialConvolutionSpec, dtype: torch.dtype, device: torch.device) -> nn.Module:
+    """The reference of nequip.radial_convolution/1, which stores the weights."""
+    return RadialConvolution(make_convolution(spec.convolution, dtype, device))
+
+
+class RadialConvolution(nn.Module):
+    """nequip.radial_convolution/1 by an operator of nequip.convolution/1."""
+
+    def __init__(self, convolution: nn.Module) -> None:
+        super().__init__()
+        self.convolution = convolution
+
+    def forward(
+        self,
+        h: Float[Tensor, "atoms features_in"],
+        harmonics: Float[Tensor, "edges components"],
+        hidden: Float[Tensor, "edges width"],
+        matrix: Float[Tensor, "width num_weights"],
+        graph: Graph,
+    ) -> Float[Tensor, "atoms features_out"]:
+        """See nequip_core.ops.contracts."""
+        result: Tensor = self.convolution(h, harmonics, hidden @ matrix, graph)
+        return result
 
 
 class TwoForms(nn.Module):

@@ -64,6 +64,17 @@ def nequip_kernels() -> Iterable[KernelEntry]:
     )
     yield KernelEntry(
         name="reference",
+        op="nequip.radial_convolution/1",
+        make=Ref("nequip_core.ops.reference:make_radial_convolution"),
+        refuses=Ref("nequip_core.ops.reference:refuses"),
+        devices=frozenset({"cpu", "cuda"}),
+        dtypes=frozenset({"float32", "float64"}),
+        derivatives=2,
+        exportable=True,
+        libraries=("torch",),
+    )
+    yield KernelEntry(
+        name="reference",
         op="allegro.contract/1",
         make=Ref("nequip_core.ops.contraction:make_contraction"),
         refuses=Ref("nequip_core.ops.contraction:refuses"),

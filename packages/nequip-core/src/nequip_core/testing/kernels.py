@@ -21,12 +21,17 @@ from nequip_core.ops import contraction, mlp, reference
 from nequip_core.ops.contracts import (
     ALLEGRO_CONTRACT,
     NEQUIP_CONVOLUTION,
+    NEQUIP_RADIAL_CONVOLUTION,
     SCALAR_MLP,
     ContractionSpec,
     ConvolutionSpec,
+    RadialConvolutionSpec,
     ScalarMLPSpec,
 )
 from nequip_core.plugins.manager import load_registry
+
+Spec = ContractionSpec | ConvolutionSpec | RadialConvolutionSpec | ScalarMLPSpec
+"""Of an operator; its class says which."""
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5}
 """Largest deviation of any number, as a part of the largest number of its tensor."""
@@ -40,7 +45,7 @@ LENGTHS = (7, 0, 3, 11, 1, 5)
 
 def check_kernel(
     name: str,
-    spec: ContractionSpec | ConvolutionSpec | ScalarMLPSpec,
+    spec: Spec,
     dtype: torch.dtype,
     device: torch.device,
     seed: int = 0,
@@ -54,7 +59,8 @@ def check_kernel(
 
     Args:
         name: of the kernel, as in ``kernels: NAME``. It is made and called whatever it refuses.
-        spec: of a contraction, a convolution or a network of scalars, whose rows are the edges.
+        spec: of a contraction, a convolution with or without its radial layer, or a network of scalars, whose rows are
+            the edges.
         dtype: of the kernel.
         device: where it runs.
         seed: of graph and numbers.
@@ -103,17 +109,22 @@ def check_kernel(
     return deviations
 
 
-def _op_of(spec: ContractionSpec | ConvolutionSpec | ScalarMLPSpec) -> str:
-    if isinstance(spec, ContractionSpec):
-        return ALLEGRO_CONTRACT
-    return NEQUIP_CONVOLUTION if isinstance(spec, ConvolutionSpec) else SCALAR_MLP
+def _op_of(spec: Spec) -> str:
+    return {
+        ContractionSpec: ALLEGRO_CONTRACT,
+        ConvolutionSpec: NEQUIP_CONVOLUTION,
+        RadialConvolutionSpec: NEQUIP_RADIAL_CONVOLUTION,
+        ScalarMLPSpec: SCALAR_MLP,
+    }[type(spec)]
 
 
-def _reference(spec: ContractionSpec | ConvolutionSpec | ScalarMLPSpec, device: torch.device) -> Callable[..., Any]:
+def _reference(spec: Spec, device: torch.device) -> Callable[..., Any]:
     if isinstance(spec, ContractionSpec):
         return contraction.make_contraction(spec, torch.float64, device)
     if isinstance(spec, ConvolutionSpec):
         return reference.make_convolution(spec, torch.float64, device)
+    if isinstance(spec, RadialConvolutionSpec):
+        return reference.make_radial_convolution(spec, torch.float64, device)
     return mlp.make_mlp(spec, torch.float64, device)
 
 
@@ -168,14 +179,14 @@ def _deviation(received: Tensor, expected: Tensor) -> float:
     return (received - expected).abs().max().item() / (scale if scale > 0 else 1.0)
 
 
-def shapes_of(
-    spec: ContractionSpec | ConvolutionSpec | ScalarMLPSpec, graph: Graph, degrees: int | None = None
-) -> dict[str, tuple[int, ...]]:
+def shapes_of(spec: Spec, graph: Graph, degrees: int | None = None) -> dict[str, tuple[int, ...]]:
     """Of the inputs of an operator, by name."""
     if isinstance(spec, ContractionSpec):
         return contraction_shapes(spec, graph, degrees)
     if isinstance(spec, ConvolutionSpec):
         return convolution_shapes(spec, graph)
+    if isinstance(spec, RadialConvolutionSpec):
+        return radial_convolution_shapes(spec, graph)
     return mlp_shapes(spec, graph.edge_shift.shape[0])
 
 
@@ -204,6 +215,13 @@ def convolution_shapes(spec: ConvolutionSpec, graph: Graph) -> dict[str, tuple[i
         "harmonics": (edges, (spec.l_max + 1) ** 2),
         "weights": (edges, spec.num_weights),
     }
+
+
+def radial_convolution_shapes(spec: RadialConvolutionSpec, graph: Graph) -> dict[str, tuple[int, ...]]:
+    """Of the inputs of nequip.radial_convolution/1."""
+    shapes = convolution_shapes(spec.convolution, graph)
+    edges, num_weights = shapes.pop("weights")
+    return shapes | {"hidden": (edges, spec.width), "matrix": (spec.width, num_weights)}
 
 
 def random_graph(atoms: int, lengths: tuple[int, ...], seed: int = 0) -> Graph:
