@@ -89,9 +89,10 @@ def measure_all(
 ) -> None:
     """Add a row for each figure."""
     found: list[Figure] = []
-    for case in benchmark.cases(options.channels):
-        if options.only not in case.name:
-            continue
+    chosen = [case for case in benchmark.cases(options.channels) if options.only in case.name]
+    if options.tune:
+        benchmark.compile_ahead(chosen, options.channels, options.atoms, options.edges_per_atom, dtype)
+    for case in chosen:
         deviation = max(check_kernel("triton", case.spec, dtype, CUDA, atoms=64, lengths=row_lengths(86)).values())
         for figure in benchmark.measure(case, graph, dtype, machine, tune=options.tune):
             print(figure.line(), flush=True)

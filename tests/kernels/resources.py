@@ -125,7 +125,7 @@ def of_contraction(spec: ContractionSpec, dtype: torch.dtype, name: str, block: 
     known = in_table(name, spec)
     block = block or choose("sm_90", ALLEGRO_CONTRACT, known, dtype, len(table.terms), spec.channels)
     function = getattr(sources.load(source(table)), f"contract_{name}")
-    constants = {"U": spec.channels, "BU": block.channels, "BE": block.edges}
+    constants = block.constants(spec.channels)
     return compiled(function, dtype, constants, block)
 
 
@@ -140,7 +140,7 @@ def of_convolution(spec: ConvolutionSpec, dtype: torch.dtype, name: str, group: 
     """One kernel of a convolution; ``group`` counts the irreps of the features."""
     table = ConvolutionTable(spec)
     function = getattr(sources.load(convolution.source(table)), f"convolve_{name}_{group}")
-    constants = {"U": table.groups[group].channels, "BU": block.channels, "BE": block.edges}
+    constants = block.constants(table.groups[group].channels)
     if name != "forward":
         constants |= {"SLOT": 0, "SLOTS": len(table.groups)}
     return compiled(function, dtype, constants, block)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +15,9 @@ from nequip_core.o3 import Irrep
 from nequip_core.ops.contracts import ContractionSpec
 from nequip_kernels import benchmark, blocks, floors
 from nequip_kernels.benchmark import CANDIDATES, Machine
+from nequip_kernels.blocks import Block
 from nequip_kernels.contraction.table import Table
+from nequip_kernels.launch import Functions
 
 PLAIN = tuple(Irrep(degree, (-1) ** degree) for degree in range(3))
 
@@ -50,8 +55,9 @@ def made_up(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("NEQUIP_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(benchmark, "measure_machine", lambda device: Machine("made up", "sm_99", 1e12, 1e13, 1e14))
-    monkeypatch.setattr(benchmark, "seconds", lambda call: float(next(times)))
+    monkeypatch.setattr(benchmark, "seconds", lambda call, repeats=0: float(next(times)))
     monkeypatch.setattr(benchmark, "to", lambda graph, device: graph)
+    monkeypatch.setattr(benchmark, "compile_ahead", lambda *args: None)
     blocks.rows.cache_clear()
 
 
@@ -78,3 +84,38 @@ def test_figures_and_tuned_blocks(made_up: None, tmp_path: Path, capsys: pytest.
     lines = blocks.tuned_file().read_text()
     assert benchmark.run(options) == 0
     assert blocks.tuned_file().read_text() == lines
+
+
+def test_all_that_tuning_tries_is_compiled_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Functions that note their constants in the place of Triton's; tensors have no memory."""
+    seen: list[tuple[str, tuple[Any, ...], dict[str, int]]] = []
+
+    class Noting:
+        def __getattr__(self, name: str) -> Any:
+            return SimpleNamespace(warmup=lambda *args, grid, **constants: seen.append((name, args, constants)))
+
+    class Here(contextlib.nullcontext[Any]):
+        """A pool of this process."""
+
+        def __init__(self, workers: int, context: Any) -> None:
+            assert workers > 0
+            super().__init__(self)
+
+        map = staticmethod(map)
+
+    monkeypatch.setattr(Functions, "module", Noting())
+    monkeypatch.setattr(benchmark, "ProcessPoolExecutor", Here)
+    chosen = [
+        case for case in benchmark.cases(64) if case.name in ("allegro l1 first", "nequip l1 middle", "mlp latent")
+    ]
+    benchmark.compile_ahead(chosen, 64, 48, 5, torch.float32)
+    fits = {block for block in CANDIDATES if block.channels <= 64}
+    assert len(fits) > 20
+    for name in ("contract_forward", "contract_double_by_weights", "convolve_backward_0", "convolve_backward_1"):
+        blocks_of = [(one["BU"], one["BE"], one["num_warps"], one["STAGES"]) for at, _, one in seen if at == name]
+        assert len(blocks_of) == len(set(blocks_of)) >= len(fits)
+        assert {Block(*one) for one in blocks_of} >= fits
+    by_weights = [args for name, args, _ in seen if name == "contract_by_weights"]
+    assert all(args[-1] == 48 for args in by_weights)  # whole numbers as they will be
+    assert all(args[0] is torch.float32 and args[-2] is torch.int64 for args in by_weights)
+    assert len([name for name, _, _ in seen if name == "mlp_backward"]) == len(benchmark.OF_NETWORKS)

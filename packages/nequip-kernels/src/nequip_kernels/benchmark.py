@@ -8,9 +8,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
+import os
 import statistics
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -36,16 +40,19 @@ from nequip_kernels.blocks import Block, Row
 from nequip_kernels.contraction import kernels as contraction
 from nequip_kernels.convolution import kernels as convolution
 from nequip_kernels.floors import Floor
+from nequip_kernels.launch import compiling_only
 from nequip_kernels.mlp import kernels as mlp
 from nequip_kernels.mlp.operators import mlp_pack
 
 SCHEMA = 1
-REPEATS, WARM_UP = 20, 3
+REPEATS, FEW, WARM_UP = 20, 5, 3
 CANDIDATES = tuple(
     Block(*sizes)
     for sizes in (
         *((64, 1, 1), (64, 1, 2), (64, 2, 1), (64, 2, 2), (64, 2, 4), (64, 4, 2), (64, 4, 4), (64, 8, 4), (64, 8, 8)),
         *((32, 2, 1), (32, 4, 2), (32, 4, 4), (32, 8, 4), (128, 1, 2), (128, 1, 4), (128, 2, 4), (128, 4, 4)),
+        *((64, 2, 1, 2), (64, 2, 2, 2), (64, 4, 2, 2), (64, 4, 4, 2), (64, 8, 4, 2), (64, 8, 8, 2), (32, 4, 2, 2)),
+        *((64, 2, 1, 3), (64, 2, 2, 3), (64, 4, 2, 3), (64, 4, 4, 3), (64, 8, 4, 3), (32, 4, 2, 3), (32, 4, 4, 3)),
     )
 )
 """What ``--tune`` tries; block sizes of more channels than there are, are left out."""
@@ -91,12 +98,14 @@ def run(argv: Sequence[str]) -> int:
     )
     graph = to(random_graph(options.atoms, row_lengths(options.edges_per_atom)), device)
     found: list[Figure] = []
+    chosen = [case for case in cases(options.channels) if options.only in case.name]
+    if options.tune:
+        compile_ahead(chosen, options.channels, options.atoms, options.edges_per_atom, dtype)
     print(HEAD)
-    for case in cases(options.channels):
-        if options.only in case.name:
-            for figure in measure(case, graph, dtype, machine, tune=options.tune):
-                print(figure.line(), flush=True)
-                found.append(figure)
+    for case in chosen:
+        for figure in measure(case, graph, dtype, machine, tune=options.tune):
+            print(figure.line(), flush=True)
+            found.append(figure)
     if options.tune:
         path = options.table or blocks.tuned_file()
         keep(found, path)
@@ -397,23 +406,78 @@ class Figure(NamedTuple):
         return {**self._asdict(), "block": list(self.block), "floor": self.floor._asdict()}
 
 
+class Task(NamedTuple):
+    """One kernel with one block, to be compiled.
+
+    Attributes:
+        case: name of the case.
+        kernel: name in the table of blocks.
+        block: to try.
+        channels: of the cases, see `cases`.
+        atoms: of the graph, since Triton makes other code for other sizes.
+        edges_per_atom: likewise.
+        dtype: of the kernel.
+    """
+
+    case: str
+    kernel: str
+    block: Block
+    channels: int
+    atoms: int
+    edges_per_atom: int
+    dtype: torch.dtype
+
+
+def compile_ahead(chosen: Iterable[Case], channels: int, atoms: int, edges_per_atom: int, dtype: torch.dtype) -> None:
+    """Compile all that tuning tries, on all cores: one after the other it takes ten times as long as to measure it."""
+    tasks = [
+        Task(case.name, call.kernel, block, channels, atoms, edges_per_atom, dtype)
+        for case in chosen
+        for call in _calls(case.name, channels, atoms, edges_per_atom, dtype).values()
+        for block in _tried(case, call)
+    ]
+    # Its own interpreters: one that has used a GPU can not be forked.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(max(1, min(len(tasks), os.cpu_count() or 1)), context) as pool:
+        for _ in pool.map(compile_one, tasks):
+            pass
+
+
+def compile_one(task: Task) -> None:
+    """Into Triton's cache."""
+    name, kernel, block, *about = task
+    with compiling_only():
+        _calls(name, *about)[kernel].make(block)()
+
+
+@cache
+def _calls(name: str, channels: int, atoms: int, edges_per_atom: int, dtype: torch.dtype) -> dict[str, Call]:
+    """Of a case, by kernel, with tensors that have no memory."""
+    case = next(case for case in cases(channels) if case.name == name)
+    graph = to(random_graph(atoms, row_lengths(edges_per_atom)), "meta")
+    return {call.kernel: call for call in case.calls(graph, dtype)}
+
+
+def _tried(case: Case, call: Call) -> list[Block]:
+    """What tuning tries, the table's first."""
+    fits = blocks.next_power_of_two(case.channels)
+    return [call.default, *(one for one in case.candidates if one.channels <= fits and one != call.default)]
+
+
 def measure(case: Case, graph: Graph, dtype: torch.dtype, machine: Machine, *, tune: bool) -> Iterator[Figure]:
     """Figures of all kernels of a case; with the best of all blocks if it is to be tuned."""
     for call in case.calls(graph, dtype):
-        tried = [call.default]
-        if tune:
-            fits = blocks.next_power_of_two(case.channels)
-            tried += [block for block in case.candidates if block.channels <= fits and block != call.default]
         times = {}
-        for block in tried:
+        for block in _tried(case, call) if tune else [call.default]:
             try:
-                times[block] = seconds(call.make(block))
+                times[block] = seconds(call.make(block), FEW if tune else REPEATS)
             except Exception as error:
                 # A block that a GPU has no room for is no candidate; the table's own must run.
                 if block == call.default or "out of resource" not in str(error):
                     raise
                 print(f"{case.name}, {call.kernel}: {block} does not fit: {error}", file=sys.stderr)
         best = min(times, key=lambda block: times[block])
+        took = seconds(call.make(best)) if tune else times[best]
         floor = call.floor.seconds(machine.bandwidth, machine.rate, machine.tensor_rate)
         yield Figure(
             case=case.name,
@@ -423,9 +487,9 @@ def measure(case: Case, graph: Graph, dtype: torch.dtype, machine: Machine, *, t
             terms=call.terms,
             architecture=machine.architecture,
             block=best,
-            seconds=times[best],
+            seconds=took,
             floor=call.floor,
-            share=floor / times[best],
+            share=floor / took,
         )
 
 

@@ -33,6 +33,10 @@ class Block(NamedTuple):
     warps: int
     stages: int = 1
 
+    def constants(self, channels: int) -> dict[str, int]:
+        """Of a function of `nequip_kernels.emit`, for features of so many channels."""
+        return {"U": channels, "BU": self.channels, "BE": self.edges, "STAGES": self.stages}
+
 
 class Row(NamedTuple):
     """One line of the table: the block of one kernel for couplings of up to so many terms.

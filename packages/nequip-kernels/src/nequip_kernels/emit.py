@@ -4,6 +4,9 @@ A program has one atom and a block of channels. It takes the atom's edges in til
 belongs to the atom alone is [1, BU], what belongs to an edge alone [BE, 1]. Components are names with a number (``T0``,
 ``T1``, ...), so everything stays in registers, and the couplings are written out as sums of products.
 
+A program waits for what it has asked memory for, and then computes; so it asks for the next tiles before, as many as
+STAGES says, which wait in shared memory.
+
 The grid has one program more than there are atoms, since a grid may not be empty: the program before the first atom
 finds no edges.
 """
@@ -36,7 +39,7 @@ class Kernel:
         tensors: its arguments, pointers all of them; ``row_ptr`` is added.
         dtype_of: the argument whose type is that of all sums.
         sizes: further arguments, whole numbers.
-        constants: besides the channels U, and the channels BU and edges BE of a tile.
+        constants: besides those of `nequip_kernels.blocks.Block.constants`.
     """
 
     def __init__(
@@ -50,7 +53,7 @@ class Kernel:
     ) -> None:
         self.lines: list[str] = []
         self.depth = 0
-        constant = ", ".join(f"{one}: tl.constexpr" for one in ("U", "BU", "BE", *constants))
+        constant = ", ".join(f"{one}: tl.constexpr" for one in ("U", "BU", "BE", "STAGES", *constants))
         self("@triton.jit", f"def {name}({', '.join([*tensors, 'row_ptr', *sizes])}, {constant}):")
         self.depth = 1
         self(
@@ -90,7 +93,7 @@ class Kernel:
     @contextmanager
     def edges(self) -> Iterator[None]:
         """A sweep over the atom's edges."""
-        with self.block("for first in range(start, stop, BE):"):
+        with self.block("for first in tl.range(start, stop, BE, num_stages=STAGES):"):
             self(
                 "e = (first + tl.arange(0, BE)).to(tl.int64)", "edge = e < stop", "m = edge[:, None] & channel[None, :]"
             )

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import ContextVar
 from functools import cached_property
 from types import ModuleType
 from typing import Any
@@ -61,6 +62,19 @@ def like(tensor: Tensor) -> Tensor:
     return tensor.new_empty(tensor.shape)
 
 
+_COMPILING_ONLY: ContextVar[bool] = ContextVar("compiling_only", default=False)
+
+
+@contextmanager
+def compiling_only() -> Iterator[None]:
+    """In this block kernels are compiled, into Triton's cache, and not launched; tensors may be those of ``meta``."""
+    token = _COMPILING_ONLY.set(True)
+    try:
+        yield
+    finally:
+        _COMPILING_ONLY.reset(token)
+
+
 class Functions:
     """The functions of a generated file, compiled by Triton at the first launch.
 
@@ -90,6 +104,10 @@ class Functions:
         if not is_observed():
             # One configuration needs none of Triton's tuner and none of torch's wrapper, which cost more than a launch.
             constants = {**sizes, "num_warps": block.warps, "num_stages": block.stages}
+            if _COMPILING_ONLY.get():
+                kinds = [one.dtype if isinstance(one, Tensor) else one for one in arguments]
+                getattr(self.module, name).warmup(*kinds, grid=grid, **constants)
+                return
             with _device_of(arguments[0]):
                 getattr(self.module, name)[grid](*arguments, **constants)
             return

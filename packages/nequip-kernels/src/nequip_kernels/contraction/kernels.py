@@ -69,7 +69,7 @@ class Kernels:
     def launch(self, name: str, programs: Any, *arguments: Any) -> None:
         """Run one kernel on so many programs for each block of channels."""
         block = self.blocks[name]
-        sizes = {"U": self.spec.channels, "BU": block.channels, "BE": block.edges}
+        sizes = block.constants(self.spec.channels)
         self.functions.launch(f"contract_{name}", (programs, self.channel_blocks(name)), sizes, block, *arguments)
 
     def channel_blocks(self, name: str) -> int:

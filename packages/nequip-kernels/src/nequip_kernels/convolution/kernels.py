@@ -105,7 +105,7 @@ class Kernels:
         slot, slots = 0, self._number_of_slots(name)
         for n, group in enumerate(self.table.groups):
             block = self.blocks[f"{name}_{n}"]
-            sizes = {"U": group.channels, "BU": block.channels, "BE": block.edges}
+            sizes = block.constants(group.channels)
             if name != "forward":
                 sizes |= {"SLOT": slot, "SLOTS": slots}
             programs = -(-group.channels // block.channels)
@@ -117,7 +117,7 @@ class Kernels:
         """Sums of the messages' derivatives over the edges to each neighbour."""
         block, width = self.blocks["collect"], self.table.dim_in
         out = h.new_empty(h.shape[0], width)
-        sizes = {"U": width, "BU": block.channels, "BE": block.edges}
+        sizes = block.constants(width)
         grid = neighbor_ptr.shape[0], -(-width // block.channels)
         self.functions.launch("convolve_collect", grid, sizes, block, messages, by_neighbor, out, neighbor_ptr)
         return out
