@@ -1,10 +1,14 @@
 """Each GPU kernel: right at a real size, its share of its floor, and the published Triton kernel on the same inputs.
 
-python benchmarks/kernels.py [--out FILE.csv] [--their-path FOLDER] [--tune] [--only WORD] [--atoms N] [--channels N]
+python benchmarks/kernels.py [--out FILE.csv] [--their-path FOLDER] [--openequivariance FOLDER] [--tune] [--only WORD]
+    [--atoms N] [--channels N]
 
 One call does it all. nequip-allegro's kernel is measured where ``import allegro`` works, or from --their-path; it gives
 out = contract(features, environment), so its scatter and the weighted harmonics before it are part of its time, as they
 are of ours. It has no derivative by weights and no second derivative: the first is compared with both together.
+
+NequIP's convolution is compared with OpenEquivariance's, in its repeatable form, where it can be imported, or from the
+folder of its source: `pip download --no-deps openequivariance`, unpacked; it needs ninja, pybind11 and nvcc.
 
 Networks of scalars are compared with torch's float32 products (cuBLAS), as they are and compiled, on the same inputs:
 times, and the errors of both against float64.
@@ -15,7 +19,7 @@ from __future__ import annotations
 import argparse
 import csv
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -24,11 +28,19 @@ import torch
 from torch import Tensor
 
 from nequip_core.graph import Graph, to
-from nequip_core.ops.contracts import ContractionSpec, ScalarMLPSpec
-from nequip_core.testing.kernels import check_kernel, contraction_shapes, mlp_shapes, random_graph
+from nequip_core.o3 import Irreps
+from nequip_core.ops.contracts import ContractionSpec, ConvolutionSpec, ScalarMLPSpec
+from nequip_core.testing.kernels import (
+    check_kernel,
+    contraction_shapes,
+    convolution_shapes,
+    mlp_shapes,
+    random_graph,
+)
 from nequip_kernels import benchmark, blocks
 from nequip_kernels.benchmark import Figure, Machine, harmonics, row_lengths, seconds
 from nequip_kernels.contraction.make import make_contraction
+from nequip_kernels.convolution.make import make_convolution
 from nequip_kernels.mlp import accuracy, reference
 from nequip_kernels.mlp.kernels import describe
 from nequip_kernels.mlp.operators import mlp, mlp_backward, mlp_pack
@@ -44,6 +56,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path)
     parser.add_argument("--their-path", default="", help="folder of the published packages, if they are not installed")
+    parser.add_argument("--openequivariance", default="", help="folder of its source, if it is not installed")
     parser.add_argument("--tune", action="store_true")
     parser.add_argument("--only", default="")
     parser.add_argument("--atoms", type=int, default=5184)
@@ -104,6 +117,8 @@ def measure_all(
     for l_max in (1, 2, 3):
         if options.only in f"allegro l{l_max} middle":
             rows += [common | row for row in against_published(l_max, graph, options.channels, dtype, options)]
+        if options.only in f"nequip l{l_max} middle":
+            rows += [common | row for row in against_openequivariance(l_max, graph, options.channels, dtype, options)]
     if options.tune:
         benchmark.keep(found, blocks.tuned_file())
         print(f"Block sizes are in {blocks.tuned_file()}.")
@@ -148,12 +163,7 @@ def against_torch(case: str, spec: ScalarMLPSpec, edges: int, dtype: torch.dtype
         "torch derivative": derivative,
         "compiled derivative": torch.compile(derivative, dynamic=False),
     }
-    rows = []
-    for name, call in calls.items():
-        took = seconds(call)
-        print(f"{case}, {name:36} {1e3 * took:8.3f} ms", flush=True)
-        about = {"case": case, "kernel": name, "dtype": str(dtype).removeprefix("torch.")}
-        rows.append(about | {"ms": round(1e3 * took, 4)})
+    rows = in_turns(case, calls, dtype)
     if dtype == torch.float32:
         for name, found in accuracy.compare(spec, CUDA).items():
             ours, theirs = (f"rms {one.rms:.2e}, largest {one.largest:.2e}" for one in found)
@@ -171,14 +181,14 @@ def against_published(
         sys.path.append(options.their_path)
     try:
         from allegro.nn._strided._flashallegro import TritonContracter  # type: ignore[import-not-found]
-        from e3nn.o3 import Irreps
+        from e3nn import o3
         from nequip.nn import scatter  # type: ignore[import-not-found]
     except ImportError as error:
         print(f"The published kernel is not here ({error}): give --their-path to measure it.")
         return []
     plain = harmonics(l_max)
     spec = ContractionSpec(plain, plain, l_max, channels, True, False)
-    irreps = Irreps("+".join(f"1x{irrep}" for irrep in plain))
+    irreps = o3.Irreps("+".join(f"1x{irrep}" for irrep in plain))
     theirs = TritonContracter(irreps_in1=irreps, irreps_in2=irreps, irreps_out=irreps, mul=channels)
     theirs = theirs.to(CUDA, dtype).eval()
     ours = make_contraction(spec, dtype, CUDA)
@@ -210,11 +220,84 @@ def against_published(
         "ours value and first derivatives": with_gradients(our_value, T, w),
         "theirs value and first derivatives": with_gradients(their_value, T_theirs, w_theirs),
     }
+    return in_turns(f"allegro l{l_max} middle", calls, dtype)
+
+
+def against_openequivariance(
+    l_max: int, graph: Graph, channels: int, dtype: torch.dtype, options: argparse.Namespace
+) -> list[dict[str, Any]]:
+    """From features, harmonics and weights to the result, and to derivatives by all three, ours and theirs in turns."""
+    if options.openequivariance:
+        sys.path.append(options.openequivariance)
+    try:
+        import openequivariance as oeq  # type: ignore[import-not-found]
+    except ImportError as error:
+        print(f"OpenEquivariance is not here ({error}): give --openequivariance to measure it.")
+        return []
+    plain = harmonics(l_max)
+    spec = ConvolutionSpec(Irreps((irrep, channels) for irrep in plain), l_max, True, plain)
+    number = {irrep: n for n, irrep in enumerate(plain)}
+    problem = oeq.TPProblem(
+        oeq.Irreps("+".join(f"{channels}x{irrep}" for irrep in plain)),
+        oeq.Irreps("+".join(f"1x{irrep}" for irrep in plain)),
+        oeq.Irreps("+".join(f"{channels}x{path.irrep_out}" for path in spec.paths)),
+        [(number[path.irrep_in], path.l_edge, n, "uvu", True) for n, path in enumerate(spec.paths)],
+        shared_weights=False,
+        internal_weights=False,
+        layout="ir_mul",
+    )
+    theirs, ours = oeq.TensorProductConv(problem, deterministic=True), make_convolution(spec, dtype, CUDA)
+    h, Y, R = (
+        torch.randn(shape, device=CUDA, dtype=dtype, requires_grad=True)
+        for shape in convolution_shapes(spec, graph).values()
+    )
+    centre, neighbor = (index.contiguous() for index in graph.edge_index)
+
+    def our_value() -> Tensor:
+        out: Tensor = ours(h, Y, R, graph)
+        return out
+
+    def their_value() -> Tensor:
+        out: Tensor = theirs(h, Y, R, centre, neighbor, graph.by_neighbor)
+        return out
+
+    # Theirs is path after path; ours has the paths to one irrep side by side.
+    of_paths = their_value().split([path.irrep_out.dim * channels for path in spec.paths], dim=1)
+    blocks_of = [
+        torch.cat(
+            [
+                torch.unflatten(block, 1, (irrep.dim, channels))
+                for block, path in zip(of_paths, spec.paths, strict=True)
+                if path.irrep_out == irrep
+            ],
+            dim=2,
+        ).flatten(1)
+        for irrep in plain
+    ]
+    found, expected = torch.cat(blocks_of, dim=1), our_value()
+    print(
+        f"nequip l{l_max} middle: largest difference {float((found - expected).abs().max() / expected.abs().max()):.1e}"
+    )
+
+    def with_gradients(value: Callable[[], Tensor]) -> Callable[[], Any]:
+        return lambda: torch.autograd.grad(value().sum(), (h, Y, R))
+
+    calls = {
+        "ours value": our_value,
+        "OpenEquivariance value": their_value,
+        "ours value and first derivatives": with_gradients(our_value),
+        "OpenEquivariance value and first derivatives": with_gradients(their_value),
+    }
+    return in_turns(f"nequip l{l_max} middle", calls, dtype)
+
+
+def in_turns(case: str, calls: Mapping[str, Callable[[], Any]], dtype: torch.dtype) -> list[dict[str, Any]]:
+    """A row for each call."""
     rows = []
     for name, call in calls.items():
         took = seconds(call)
-        print(f"allegro l{l_max} middle, {name:36} {1e3 * took:8.3f} ms", flush=True)
-        about = {"case": f"allegro l{l_max} middle", "kernel": name, "dtype": str(dtype).removeprefix("torch.")}
+        print(f"{case}, {name:46} {1e3 * took:8.3f} ms", flush=True)
+        about = {"case": case, "kernel": name, "dtype": str(dtype).removeprefix("torch.")}
         rows.append(about | {"ms": round(1e3 * took, 4)})
     return rows
 
