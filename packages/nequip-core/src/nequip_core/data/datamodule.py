@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import warnings
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -107,12 +107,14 @@ class DataModule(LightningDataModule):
 
     def _loader(self, source: Steps | Batches, steps: TrainSteps | EvalSteps, rounded: bool = False) -> DataLoader[Any]:
         on_cuda = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
+        # A worker knows no device; its batches are pinned when they are here.
+        way: Way = "to this process" if self.workers else "to a device" if on_cuda else "none"
         kind = TrainLoader if isinstance(steps, TrainSteps) else DataLoader
         return kind(
             source,  # type: ignore[arg-type]  # its items are named by the sampler
             sampler=steps,
             batch_size=None,
-            collate_fn=partial(_finished, self.ghost, rounded, on_cuda or self.workers > 0),
+            collate_fn=partial(_finished, self.ghost, rounded, way),
             num_workers=self.workers,
             persistent_workers=self.workers > 0,
             # From other memory a copy to the device would wait for the steps before it.
@@ -134,14 +136,18 @@ def _outlive_signals(worker: int) -> None:
     signal.signal(signal.SIGTERM, lambda signum, frame: signal.alarm(WORKERS_TIME))
 
 
+Way = Literal["none", "to this process", "to a device"]
+"""That a batch goes from where it is made."""
+
+
 def _finished(
-    ghost: Ghost | None, rounded: bool, travels: bool, made: Batch | list[Batch]
+    ghost: Ghost | None, rounded: bool, way: Way, made: Batch | list[Batch]
 ) -> Packed | Batch | list[Packed | Batch]:
     """What a loader gives out; in a worker, if there are any. What leaves this process or the host is packed."""
 
     def finish(batch: Batch) -> Packed | Batch:
         whole = batch if ghost is None else ghost(batch, rounded=rounded)
-        return Packed.of(whole) if travels else whole
+        return whole if way == "none" else Packed.of(whole, pinned=way == "to a device")
 
     return [finish(batch) for batch in made] if isinstance(made, list) else finish(made)
 

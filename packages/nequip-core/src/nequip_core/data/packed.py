@@ -37,8 +37,11 @@ class Packed:
         self.memory, self.pieces, self.longest_row = memory, pieces, longest_row
 
     @classmethod
-    def of(cls, batch: Batch) -> Self:
-        """Wide numbers come first, so that each begins at a multiple of its width."""
+    def of(cls, batch: Batch, *, pinned: bool = False) -> Self:
+        """In pinned memory, or not.
+
+        Wide numbers come first, so that each begins at a multiple of its width.
+        """
         tensors = batch.tensors()
         order = sorted(range(len(tensors)), key=lambda n: -tensors[n].element_size())
         begins = [0] * len(tensors)
@@ -47,7 +50,7 @@ class Packed:
             begins[n] = end
             end += tensors[n].nbytes
         pieces = [Piece(begin, one.dtype, one.shape) for begin, one in zip(begins, tensors, strict=True)]
-        packed = cls(torch.empty(end, dtype=torch.uint8), pieces, longest_row(batch.graph))
+        packed = cls(torch.empty(end, dtype=torch.uint8, pin_memory=pinned), pieces, longest_row(batch.graph))
         torch._foreach_copy_(packed._views(), tensors)
         return packed
 
