@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
-from torch.library import triton_op
+from torch.library import custom_op, triton_op
 
 from nequip_core.ops.direct import Direct
 
@@ -14,13 +14,19 @@ from nequip_core.ops.direct import Direct
 class Operator(Direct):
     """An operator that launches Triton kernels: torch's where something is traced, a plain call where not.
 
+    Args:
+        name: of the operator.
+        compute: what it computes.
+        opaque: whether a compiler sees one call and not the launches, whose number then may depend on sizes.
+
     Attributes:
         operator: torch's.
     """
 
-    def __init__(self, name: str, compute: Callable[..., Any]) -> None:
+    def __init__(self, name: str, compute: Callable[..., Any], *, opaque: bool = False) -> None:
         gives_list = compute.__annotations__["return"] == list[Tensor]
-        super().__init__(triton_op(name, compute, mutates_args=()), compute, gives_list=gives_list)
+        define: Callable[..., Any] = custom_op if opaque else triton_op
+        super().__init__(define(name, compute, mutates_args=()), compute, gives_list=gives_list)
 
     def register_fake(self, shapes: Callable[..., Any]) -> None:
         """What it gives, without numbers."""
@@ -32,6 +38,6 @@ class Operator(Direct):
         self.keep, self.differentiate = setup_context, differentiate
 
 
-def operator(name: str) -> Callable[[Callable[..., Any]], Operator]:
+def operator(name: str, *, opaque: bool = False) -> Callable[[Callable[..., Any]], Operator]:
     """Decorator of a function of tensors, lists of tensors, and last a text; torch reads its annotations."""
-    return lambda compute: Operator(name, compute)
+    return lambda compute: Operator(name, compute, opaque=opaque)

@@ -32,3 +32,16 @@ def nequip_kernels() -> Iterable[KernelEntry]:
             exportable=True,
             libraries=("torch",),  # triton makes the kernels; a compiled file runs without it
         )
+    # The same numbers in little memory, for training (`nequip_kernels.radial.parts`).
+    for name, device in (("parts", "cpu"), ("triton", "cuda")):
+        yield KernelEntry(
+            name=name,
+            op="nequip.radial_convolution/1",
+            make=Ref("nequip_kernels.radial.make:make_radial_convolution"),
+            refuses=Ref("nequip_kernels.radial.make:refuses"),
+            devices=frozenset({device}),
+            dtypes=frozenset({"float32", "float64"}),
+            derivatives=2,
+            exportable=False,
+            libraries=("torch",),
+        )

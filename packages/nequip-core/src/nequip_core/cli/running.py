@@ -55,7 +55,7 @@ def dry_run(config: Config, registry: Registry) -> int:
     console = RunConsole(bar=False)
     cache = build.data_cache(config, write=False, say=console.say)
     data = build.prepare_data(config, registry, cache=cache, progress=console.progress, say=console.say)
-    model, kernels = build.build_energy_model(config, data.model, registry)
+    model, kernels = build.build_energy_model(config, data, registry)
     console.print(to_yaml(config), highlight=False, markup=False, soft_wrap=True)
     data_summary(console, data)
     model_summary(console, model, kernels)
@@ -82,7 +82,7 @@ def train(config: Config, registry: Registry, argv: Sequence[str], ranks: Ranks 
         console.say("Reading the data ...")
         data = read_together(config, registry, console, ranks)
         data_summary(console, data)
-        model, kernels = build.build_energy_model(config, data.model, registry)
+        model, kernels = build.build_energy_model(config, data, registry)
         model_summary(console, model, kernels)
         if untested := untested_torch(torch.__version__):
             console.say(untested, "warning")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 import os
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, is_dataclass
@@ -395,13 +396,15 @@ def _avg_num_neighbors(wanted: Any, statistics: Statistics) -> Any:
 # Model and training
 
 
-def build_energy_model(config: Config, model: ModelConfig, registry: Registry) -> tuple[EnergyModel, dict[str, Any]]:
+def build_energy_model(config: Config, data: RunData, registry: Registry) -> tuple[EnergyModel, dict[str, Any]]:
     """A model with new weights, and which kernels compute it: {operator: {chosen, refused}}."""
+    model, recomputes = data.model, config.training.recompute_weights
     ops = Ops(
         registry.kernels,
         request=config.kernels,
         dtype=getattr(torch, model.dtype),
         device=torch.device(device_type(config)),
+        edges={True: math.inf, False: 0.0}.get(recomputes, data.module.usual_edges()),
     )
     return build_model(registry.models[model.name], model, ops), ops.report
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import math
 import os
 import re
 from collections.abc import Iterable, Sequence
@@ -27,6 +28,7 @@ from nequip_core.data.cache import folder_of
 from nequip_core.errors import ConfigError, InputError
 from nequip_core.models.base import ModelConfig
 from nequip_core.models.build import build_model
+from nequip_core.ops.contracts import NEQUIP_RADIAL_CONVOLUTION
 from nequip_core.ops.select import Ops
 from nequip_core.plugins.manager import Registry, nearest
 from nequip_core.training.module import MONITORS
@@ -240,13 +242,24 @@ def check_model(config: Config, registry: Registry) -> Found:
     stand_in = dataclasses.replace(
         model, types=types, atomic_energies=dict.fromkeys(types, 0.0), energy_scale=1.0, avg_num_neighbors=1.0
     )
-    ops = Ops(registry.kernels, request=config.kernels, dtype=_dtype(model.dtype), device=device_type(config))
+    recomputes = config.training.recompute_weights is True
+    ops = Ops(
+        registry.kernels,
+        request=config.kernels,
+        dtype=_dtype(model.dtype),
+        device=device_type(config),
+        edges=math.inf if recomputes else 0.0,
+    )
     try:
         with torch.random.fork_rng(devices=[]):
             build_model(registry.models[model.name], stand_in, ops)
     except ConfigError as error:
-        match = re.match(r"(model\.\w+|kernels)\b", str(error))
+        match = re.match(r"((model|training)\.\w+|kernels)\b", str(error))
         yield (match[1] if match else "model"), str(error)
+        return
+    if recomputes and NEQUIP_RADIAL_CONVOLUTION not in ops.report:
+        key = "training.recompute_weights"
+        yield key, f"{key} is true, but {model.name} has no weights of edges that could be made again. Expected auto."
 
 
 def _dtype(name: str) -> torch.dtype:

@@ -149,6 +149,11 @@ class Training:
     cuda_graphs: Any = key(
         "auto", "compiled steps are recorded, so that each is one launch: auto | true | false; auto: steps of few edges"
     )
+    recompute_weights: Any = key(
+        "auto",
+        "NequIP: weights of edges are made again where they are needed, at most 512 MB at a time: auto | true | false; "
+        "auto: in layers where those of a usual batch are more",
+    )
     matmul_precision: str = key("float32", "of compiled matrix products: float32 | tf32 | bf16; the error is printed")
     callbacks: list[Callback] = key([], "[{name: dotted.Class, args: {...}}], Lightning callbacks")
 
@@ -326,6 +331,7 @@ RULES: Mapping[str, Rule] = {
     "training.keep_every": COUNT_OR_NULL,
     "training.compile_check_every": Rule("a whole number of at least 0", lambda v: _is_count(v, 0)),
     "training.cuda_graphs": Rule("auto | true | false", lambda v: v == "auto" or isinstance(v, bool)),
+    "training.recompute_weights": Rule("auto | true | false", lambda v: v == "auto" or isinstance(v, bool)),
     "training.matmul_precision": one_of("float32", "tf32", "bf16"),
     "trainer.accelerator": one_of("auto", "cpu", "cuda"),
     "trainer.devices": Rule("a whole number of at least 1, or auto", lambda v: v == "auto" or _is_count(v)),

@@ -27,7 +27,12 @@ from nequip_core.nn.linear import EquivariantLinear, SelfConnection
 from nequip_core.nn.mlp import MLP
 from nequip_core.nn.radial import BesselBasis, ScaledDistance
 from nequip_core.o3 import SCALAR, Blocks, Irrep, Irreps, couplings
-from nequip_core.ops.contracts import NEQUIP_CONVOLUTION, ConvolutionSpec
+from nequip_core.ops.contracts import (
+    NEQUIP_CONVOLUTION,
+    NEQUIP_RADIAL_CONVOLUTION,
+    ConvolutionSpec,
+    RadialConvolutionSpec,
+)
 from nequip_core.ops.kept import Kept
 from nequip_core.ops.select import Exchange, Ops, identity
 
@@ -97,8 +102,15 @@ class Interaction(nn.Module):
         spec = ConvolutionSpec(irreps_in, config.l_max, True, tuple(irrep for irrep, _ in irreps_out))
         self.linear_in = EquivariantLinear(irreps_in, irreps_in)
         self.exchange: Exchange = identity if first else ops.exchange
-        self.radial = MLP([config.num_bessels, *config.radial_mlp, spec.num_weights], config.nonlinearity, ops)
-        self.convolution = ops.make(NEQUIP_CONVOLUTION, spec)
+        widths = [config.num_bessels, *config.radial_mlp, spec.num_weights]
+        with_radial = RadialConvolutionSpec(spec, widths[-2])
+        self.stores_weights = not ops.recomputes(NEQUIP_RADIAL_CONVOLUTION, with_radial, spec.num_weights)
+        if self.stores_weights:
+            self.radial = MLP(widths, config.nonlinearity, ops)
+            self.convolution = ops.make(NEQUIP_CONVOLUTION, spec)
+        else:
+            self.radial = MLP(widths, config.nonlinearity)
+            self.convolution = ops.make(NEQUIP_RADIAL_CONVOLUTION, with_radial)
         self.irreps_messages = spec.irreps_out
         self.gate = Gate(irreps_out)
         self.linear_out = EquivariantLinear(spec.irreps_out, self.gate.irreps_in)
@@ -119,7 +131,8 @@ class Interaction(nn.Module):
         if self.norm_of_sender:
             messages = _scaled(messages, atoms.norm)
         sent = self.exchange(self.irreps_in.join(messages))
-        received = self.convolution(sent, edges.harmonics, self.radial(edges.radial), graph)
+        weights = (self.radial(edges.radial),) if self.stores_weights else self.radial.before_last(edges.radial)
+        received = self.convolution(sent, edges.harmonics, *weights, graph)
         update: Blocks = self.linear_out(self.irreps_messages.split(received))
         if not self.norm_of_sender:
             update = _scaled(update, atoms.norm)

@@ -57,3 +57,9 @@ class MLP(nn.Module):
         compute = self.reference if self.training else self.chosen
         result: Sequence[Tensor] = compute(inputs, list(self.weights))
         return result[0] if len(result) == 1 else result
+
+    def before_last(
+        self, *inputs: Float[Tensor, "rows _"]
+    ) -> tuple[Float[Tensor, "rows width"], Float[Tensor, "width outputs"]]:
+        """The last hidden layer, and the scaled weights that it is multiplied with."""
+        return self.reference.before_last(inputs, list(self.weights))

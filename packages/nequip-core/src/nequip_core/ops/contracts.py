@@ -137,6 +137,9 @@ class ConvolutionSpec:
 
 NEQUIP_RADIAL_CONVOLUTION = "nequip.radial_convolution/1"
 
+LARGEST_WEIGHTS = 512_000_000
+"""Bytes of a convolution's weights above which training does not store them, and which it has at a time then."""
+
 
 @dataclass(frozen=True)
 class RadialConvolutionSpec:

@@ -43,12 +43,19 @@ class ReferenceMLP(nn.Module):
         self, inputs: Sequence[Float[Tensor, "rows inputs"]], weights: Sequence[Float[Tensor, "fan_in fan_out"]]
     ) -> Sequence[Float[Tensor, "rows outputs"]]:
         """See nequip_core.ops.contracts."""
-        x = inputs[0] if len(inputs) == 1 else torch.cat(list(inputs), dim=1)
-        for n, scaled in enumerate(self.scaled(self._scale, *weights)):
-            if n:
-                x = self.nonlinearity(x)
-            x = x @ scaled
+        hidden, last = self.before_last(inputs, weights)
+        x = hidden @ last
         return [x] if len(self.spec.outputs) == 1 else x.split_with_sizes(list(self.spec.outputs), dim=1)
+
+    def before_last(
+        self, inputs: Sequence[Float[Tensor, "rows inputs"]], weights: Sequence[Float[Tensor, "fan_in fan_out"]]
+    ) -> tuple[Float[Tensor, "rows width"], Float[Tensor, "width outputs"]]:
+        """The last hidden layer, and the scaled weights that it is multiplied with."""
+        x = inputs[0] if len(inputs) == 1 else torch.cat(list(inputs), dim=1)
+        *scaled, last = self.scaled(self._scale, *weights)
+        for weight in scaled:
+            x = self.nonlinearity(x @ weight)
+        return x, last
 
     def _scale(self, *weights: Tensor) -> list[Tensor]:
         return [alpha * weight for weight, alpha in zip(weights, self.spec.alphas, strict=True)]

@@ -5,6 +5,7 @@ The choice is made when a model is built, for this process; it is never part of 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 from nequip_core.errors import ConfigError
+from nequip_core.ops.contracts import LARGEST_WEIGHTS
 from nequip_core.plugins.records import KernelEntry
 
 Exchange = Callable[[Tensor], Tensor]
@@ -32,6 +34,8 @@ class Ops:
         device: where the model will run.
         exchange: called on features [atoms, features] before neighbours' features are gathered in every layer but the
             first; fills in the rows of ghosts that other processes own.
+        edges: that training computes at a time, of which it follows whether weights of edges are stored; infinity: they
+            are not; 0: there is no training, or they are.
     """
 
     def __init__(
@@ -42,12 +46,14 @@ class Ops:
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
         exchange: Exchange = identity,
+        edges: float = 0.0,
     ) -> None:
         self.kernels = kernels
         self.request = request
         self.dtype = dtype
         self.device = torch.device(device)
         self.exchange = exchange
+        self.edges = edges
         self.report: dict[str, dict[str, Any]] = {}
 
     def make(self, op: str, spec: Any) -> Any:
@@ -56,21 +62,51 @@ class Ops:
         Raises:
             ConfigError: the kernel that was named does not exist or refuses; the message says why.
         """
-        offered = {entry.name: entry for entry in self.kernels.values() if entry.op == op}
-        refused = {name: reason for name, entry in offered.items() if (reason := self._refusal(entry, spec))}
-        wanted = self.request if isinstance(self.request, str) else self._wanted(op)
+        offered, refused, wanted = self._choice(op, spec)
         if wanted == "auto":
-            # The reference comes last: any kernel that serves is there because it is quicker.
-            usable = sorted(offered.keys() - refused.keys(), key=lambda name: (name == "reference", name))
-            if not usable:
-                raise ConfigError(f"No kernel serves {op}. Refused: {refused or 'none is installed'}.")
-            wanted = usable[0]
+            raise ConfigError(f"No kernel serves {op}. Refused: {refused or 'none is installed'}.")
         if wanted not in offered:
             raise ConfigError(f"kernels: {wanted!r} is no kernel of {op}. Expected auto or one of {sorted(offered)}.")
         if wanted in refused:
             raise ConfigError(f"kernels: {wanted!r} can not compute {op}: {refused[wanted]}. Choose another, or auto.")
         self._note(op, wanted, refused)
         return offered[wanted].make.load()(spec, self.dtype, self.device)
+
+    def recomputes(self, op: str, spec: Any, num_weights: int) -> bool:
+        """Whether an operator is taken that makes weights of edges where it needs them, as all are too many to store.
+
+        Args:
+            op: the contract of that operator; its reference stores the weights.
+            spec: its specification.
+            num_weights: for each edge.
+
+        Raises:
+            ConfigError: it must be, but there is none that serves.
+        """
+        if not isinstance(self.request, str) and self._wanted(op) != "auto":
+            return True
+        if not self.edges * num_weights * self.dtype.itemsize > LARGEST_WEIGHTS:
+            return False
+        offered, refused, wanted = self._choice(op, spec)
+        serves = wanted in offered.keys() - refused.keys() - {"reference"}
+        if not serves and self.edges == math.inf:
+            raise ConfigError(
+                f"training.recompute_weights is true, but no kernel serves {op}: kernels is {self.request}; refused: "
+                f"{refused or 'none is installed (pip install nequip-kernels)'}. Take kernels=auto, or "
+                "training.recompute_weights=auto."
+            )
+        return serves
+
+    def _choice(self, op: str, spec: Any) -> tuple[dict[str, KernelEntry], dict[str, str], str]:
+        """What is offered, what of it refuses, and the name that is wanted; auto: nothing is left."""
+        offered = {entry.name: entry for entry in self.kernels.values() if entry.op == op}
+        refused = {name: reason for name, entry in offered.items() if (reason := self._refusal(entry, spec))}
+        wanted = self._wanted(op)
+        if wanted == "auto":
+            # The reference comes last: any kernel that serves is there because it is quicker.
+            usable = sorted(offered.keys() - refused.keys(), key=lambda name: (name == "reference", name))
+            wanted = usable[0] if usable else wanted
+        return offered, refused, wanted
 
     def _note(self, op: str, chosen: str, refused: dict[str, str]) -> None:
         """A model has several of an operator: what is not the reference is named, and every reason."""
@@ -80,8 +116,9 @@ class Ops:
         self.report[op] = {"chosen": chosen, "refused": {**refused, **known["refused"]}}
 
     def _wanted(self, op: str) -> str:
-        """The entry for an operator in {operator: name}; the contract's number may be left out."""
-        assert not isinstance(self.request, str)
+        """The kernel's name for an operator; in {operator: name} the contract's number may be left out."""
+        if isinstance(self.request, str):
+            return self.request
         return self.request.get(op, self.request.get(op.split("/")[0], "auto"))
 
     def _refusal(self, entry: KernelEntry, spec: Any) -> str | None:
