@@ -34,13 +34,15 @@ LOSS = Loss((Term("energy_per_atom", 1.0, mse(0.0)), Term("forces", 1.0, mse(0.0
 KEYS = {"l_max": 2, "parity": False, "num_layers": 3, "num_features": 64, "radial_mlp": [128]}
 """A usual model: 704 weights for each edge in the middle layer."""
 
-HARMONICS = tuple(Irrep(degree, (-1) ** degree) for degree in range(3))
 
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("edges", [1, 100, 1_000_000])
-def test_numbers(dtype: torch.dtype, edges: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    spec = RadialConvolutionSpec(ConvolutionSpec(Irreps((irrep, 64) for irrep in HARMONICS), 2, True, HARMONICS), 128)
+@pytest.mark.parametrize(
+    ("l_max", "edges", "dtype"),
+    [(1, 1, torch.float64), (1, 100, torch.float32), (2, 640, torch.float64), (2, 1_000_000, torch.float32)],
+)
+def test_numbers(l_max: int, edges: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Parts of one edge, of some that begin anywhere, of some that begin at multiples of 64, of all."""
+    irreps = tuple(Irrep(degree, (-1) ** degree) for degree in range(l_max + 1))
+    spec = RadialConvolutionSpec(ConvolutionSpec(Irreps((irrep, 64) for irrep in irreps), l_max, True, irreps), 128)
     monkeypatch.setattr(parts, "LARGEST_WEIGHTS", edges * spec.convolution.num_weights * dtype.itemsize)
     check_kernel("triton", spec, dtype, CUDA, atoms=8 if edges == 1 else 120, lengths=LENGTHS)
 
