@@ -27,7 +27,12 @@ from nequip_core.plugins.manager import load_registry
 from nequip_core.skin import SkinGraph
 from nequip_core.structure import Structure
 
-KERNELS = {"eager": "reference", "file": "reference", "kernels": "auto"}
+KERNELS: dict[str, str | dict[str, str]] = {
+    "eager": "reference",
+    "file": "reference",
+    "kernels": "auto",
+    "chains": {"allegro.chain": "triton"},
+}
 """By mode."""
 
 MANY = 100_000

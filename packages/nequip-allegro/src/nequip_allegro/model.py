@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from nequip_allegro.tensors import TensorTrack, make_chains
 from nequip_allegro.two_body import BesselEmbedding, SplineEmbedding
 from nequip_core.errors import ConfigError
 from nequip_core.graph import Graph
@@ -93,6 +94,7 @@ class Allegro(nn.Module):
 
         specs = contraction_specs(config)
         self.contractions = nn.ModuleList(ops.make(ALLEGRO_CONTRACT, spec) for spec in specs)
+        self.chains = make_chains(ops, specs)
         self.path_weights = nn.ParameterList(
             torch.empty(len(spec.paths), channels if spec.coupled else 1).uniform_(-math.sqrt(3), math.sqrt(3))
             for spec in specs
@@ -133,14 +135,15 @@ class Allegro(nn.Module):
         of_edges = None if self.one_norm else norm[centre]
 
         tensors, scalars, weights = self._open(pairs)
-        tensors, track = self._by_degree(tensors), [scalars]
-        for contract, path_weights, scaled, network in zip(
-            self.contractions, self.path_weights, self.scaled_paths, self.latents, strict=True
-        ):
+        # Chains have no derivative by their weights.
+        chains = None if self.training else self.chains
+        tensor_track = TensorTrack(self.contractions, chains, self._by_degree(tensors), harmonics, graph)
+        track = [scalars]
+        layers = zip(self.path_weights, self.scaled_paths, self.latents, strict=True)
+        for n, (path_weights, scaled, network) in enumerate(layers):
             environment = self._by_degree(weights if of_edges is None else of_edges * weights)
             paths = scaled(_first_times, norms, path_weights) if self.one_norm else path_weights
-            tensors, _, *apart = contract(tensors, environment, harmonics, paths, graph)
-            latent = network(*track, apart[0] if apart else tensors.flatten(1))
+            latent = network(*track, tensor_track(n, environment, paths))
             # The last layer has no next environment.
             scalars, *rest = [latent] if isinstance(latent, Tensor) else latent
             weights = rest[0] if rest else weights

@@ -32,6 +32,18 @@ def nequip_kernels() -> Iterable[KernelEntry]:
             exportable=True,
             libraries=("torch",),  # triton makes the kernels; a compiled file runs without it
         )
+    # Models ask for it only where it is named: nobody has measured it yet.
+    yield KernelEntry(
+        name="triton",
+        op="allegro.chain/1",
+        make=Ref("nequip_kernels.chain.make:make_chain"),
+        refuses=Ref("nequip_kernels.chain.make:refuses"),
+        devices=frozenset({"cuda"}),
+        dtypes=frozenset({"float32", "float64"}),
+        derivatives=1,
+        exportable=True,
+        libraries=("torch",),
+    )
     # The same numbers in little memory, for training (`nequip_kernels.radial.parts`).
     for name, device in (("parts", "cpu"), ("triton", "cuda")):
         yield KernelEntry(

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nequip_core.cli.imports import imports
-from nequip_core.cli.options import add_device, add_model, command_parser
+from nequip_core.cli.options import add_device, add_kernels, add_model, command_parser
 from nequip_core.errors import ArtifactError
 from nequip_core.files import atomic_write
 
@@ -50,7 +50,7 @@ def parser(what: str) -> argparse.ArgumentParser:
     add_model(result)
     result.add_argument("--sizes", type=sizes, default=[192, 1536], metavar="N,N,...", help="numbers of atoms")
     result.add_argument("--seconds", type=float, default=5.0, help="for each size, after a call that is not counted")
-    result.add_argument("--kernels", default="auto", help="auto | reference | a kernel's name")
+    add_kernels(result)
     result.add_argument("--json", type=Path, metavar="OUT", help="write the figures to this file")
     add_device(result)
     return result

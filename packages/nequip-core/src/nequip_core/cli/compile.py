@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from nequip_core.cli.imports import imports
-from nequip_core.cli.options import add_model, command_parser, device
+from nequip_core.cli.options import add_kernels, add_model, command_parser, device
 from nequip_core.errors import InputError
 from nequip_core.plugins.manager import Registry, find, load_registry
 
@@ -28,7 +28,7 @@ def parser() -> argparse.ArgumentParser:
     )
     result.add_argument("--device", type=device, default="cpu", help="auto | cpu | cuda: what the file is for")
     result.add_argument("--dtype", choices=["float32", "float64"], help="of the weights; default: the model's own")
-    result.add_argument("--kernels", default="auto", help="auto | reference | a kernel's name")
+    add_kernels(result)
     result.add_argument("--native", action="store_true", help="for CPUs like this one, with all their instructions")
     result.add_argument("--json", action="store_true", help="print JSON")
     return result

@@ -43,6 +43,18 @@ def device(text: str) -> str:
     return text
 
 
+def add_kernels(parser: argparse.ArgumentParser) -> None:
+    """``--kernels auto|reference|NAME|OPERATOR=NAME,...``."""
+    parser.add_argument(
+        "--kernels", type=kernels, default="auto", help="auto | reference | a kernel's name | OPERATOR=NAME,..."
+    )
+
+
+def kernels(text: str) -> str | dict[str, str]:
+    """One name for all operators, or names for some, where auto is for the others."""
+    return assignments(text) if "=" in text else text
+
+
 def assignments(text: str) -> dict[str, str]:
     """``energy=REF_energy,forces=REF_forces`` as a dictionary."""
     pairs = [item.partition("=") for item in text.split(",")]

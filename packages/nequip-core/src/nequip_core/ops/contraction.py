@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -18,13 +19,13 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from nequip_core.graph import Graph, longest_row
 from nequip_core.o3 import Irrep
-from nequip_core.ops.contracts import ContractionSpec
+from nequip_core.ops.contracts import ChainSpec, ContractionSpec
 from nequip_core.ops.kept import Kept
 from nequip_core.ops.reference import TwoForms, coupling_table, nonzeros
 from nequip_core.ops.segment import gather, segment_sum
 
 
-def refuses(spec: ContractionSpec, dtype: torch.dtype, device: torch.device) -> str | None:
+def refuses(spec: ContractionSpec | ChainSpec, dtype: torch.dtype, device: torch.device) -> str | None:
     """The reference serves every specification, dtype and device."""
     return None
 
@@ -49,6 +50,11 @@ def _by_component(weights: Tensor, l_max: int) -> Tensor:
         return weights
     parts = weights.split(1, dim=1)
     return torch.cat([parts[degree].expand(-1, 2 * degree + 1, -1) for degree in range(l_max + 1)], dim=1)
+
+
+def make_chain(spec: ChainSpec, dtype: torch.dtype, device: torch.device) -> nn.Module:
+    """The reference of allegro.chain/1."""
+    return UnrolledChain(spec)
 
 
 class DenseContraction(nn.Module):
@@ -216,12 +222,22 @@ class UnrolledContraction(nn.Module):
     ) -> tuple[Tensor, ...]:
         """See nequip_core.ops.contracts."""
         spec = self.spec
-        centre = graph.edge_index[0], graph.row_ptr
-        environment = segment_sum(_by_component(env_weights, spec.l_max) * harmonics.unsqueeze(2), *centre)
-        around = gather(environment, *centre).unbind(1)
+        environment = _environment(env_weights, harmonics, spec.l_max, graph)
         if spec.factors:
             features = _by_component(features, spec.l_max) * harmonics.unsqueeze(2)
-        columns = features.unbind(1)
+        columns = self.couple(features.unbind(1), environment, path_weights, graph)
+        out = torch.stack(columns, dim=1)
+        return (out, environment, columns[0]) if spec.scalars_apart else (out, environment)
+
+    def couple(
+        self,
+        columns: Sequence[Float[Tensor, "edges channels"]],
+        environment: Float[Tensor, "atoms components channels"],
+        path_weights: Float[Tensor, "paths channels_or_1"],
+        graph: Graph,
+    ) -> list[Float[Tensor, "edges channels"]]:
+        """The contraction with environments that are there, component by component."""
+        around = gather(environment, graph.edge_index[0], graph.row_ptr).unbind(1)
         rows: dict[int, Tensor] = {}
         for path, terms in enumerate(self.terms):
             # The path's weight is applied once to each component of its result.
@@ -232,5 +248,37 @@ class UnrolledContraction(nn.Module):
             for k, total in sums.items():
                 weighted = path_weights[path] * total
                 rows[k] = rows[k] + weighted if k in rows else weighted
-        out = torch.stack([rows[k] for k in range(spec.dim_out)], dim=1)
-        return (out, environment, rows[0]) if spec.scalars_apart else (out, environment)
+        return [rows[k] for k in range(self.spec.dim_out)]
+
+
+def _environment(env_weights: Tensor, harmonics: Tensor, l_max: int, graph: Graph) -> Tensor:
+    """[atoms, components, channels]"""
+    weighted = _by_component(env_weights, l_max) * harmonics.unsqueeze(2)
+    return segment_sum(weighted, graph.edge_index[0], graph.row_ptr)
+
+
+class UnrolledChain(nn.Module):
+    """allegro.chain/1, one layer after the other."""
+
+    def __init__(self, spec: ChainSpec) -> None:
+        super().__init__()
+        self.spec = spec
+        self.layers = [UnrolledContraction(layer) for layer in spec.layers]
+
+    def forward(
+        self,
+        factors: Float[Tensor, "edges degrees channels"],
+        harmonics: Float[Tensor, "edges components"],
+        environments: Sequence[Float[Tensor, "atoms components channels"]],
+        env_weights: Float[Tensor, "edges env_degrees channels"],
+        path_weights: Sequence[Float[Tensor, "paths channels_or_1"]],
+        graph: Graph,
+    ) -> tuple[Tensor, ...]:
+        """See nequip_core.ops.contracts."""
+        last = self.spec.layers[-1]
+        own = _environment(env_weights, harmonics, last.l_max, graph)
+        columns: Sequence[Tensor] = (_by_component(factors, last.l_max) * harmonics.unsqueeze(2)).unbind(1)
+        for layer, environment, weights in zip(self.layers, [*environments, own], path_weights, strict=True):
+            columns = layer.couple(columns, environment, weights, graph)
+        scalars = (columns[0],) if last.scalars_apart else ()
+        return torch.stack(list(columns), dim=1), own, *scalars, *((factors,) if self.spec.passes else ())

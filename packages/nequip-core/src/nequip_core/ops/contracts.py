@@ -54,6 +54,24 @@ allegro.contract/1
     Who wants the scalars alone takes them from here: the gradient of ``out[:, 0]`` is as large as ``out``, zeros nearly
     all of it, and is added to the other gradient of ``out``. Deterministic.
 
+allegro.chain/1
+    Several layers of allegro.contract/1 from the first on, of which only the last one's result exists: the features
+    between them are made again from the first ones' factors and the environments of the layers before.
+
+    ``chain(factors, harmonics, environments, env_weights, path_weights, graph)
+        -> (out, environment[, scalars][, factors_again])``
+
+    factors, harmonics, out, scalars   as above, of the first layer and of the last
+    environments    [atoms, (l_max + 1)^2, channels] of all layers but the last, a sequence: what the chains of these
+                    gave as their environment
+    env_weights     of the last layer
+    path_weights    of all layers, a sequence
+    environment     of the last layer
+    factors_again   the factors, with ``passes`` only: who takes them from here has their gradients added by the kernel
+
+    All results are differentiated, once, with respect to factors, harmonics, environments and env_weights. Models that
+    are not trained use it. Deterministic.
+
 scalar_mlp/1
     A multilayer perceptron without bias, applied to each row of its inputs side by side.
 
@@ -212,6 +230,22 @@ class ContractionSpec:
         return sum(irrep.dim for irrep in self.irreps_out)
 
 
+ALLEGRO_CHAIN = "allegro.chain/1"
+
+
+@dataclass(frozen=True)
+class ChainSpec:
+    """What a chain of layers couples.
+
+    Attributes:
+        layers: from the first on, whose features come as factors; each takes what the one before gives.
+        passes: whether the factors are wanted once more.
+    """
+
+    layers: tuple[ContractionSpec, ...]
+    passes: bool = False
+
+
 SCALAR_MLP = "scalar_mlp/1"
 
 
@@ -270,6 +304,22 @@ class Contraction(Protocol):
         graph: Graph,
     ) -> tuple[Tensor, ...]:
         """Features of the next layer, the environment, and the scalars if they are wanted apart."""
+        ...
+
+
+class Chain(Protocol):
+    """The callable of allegro.chain/1."""
+
+    def __call__(
+        self,
+        factors: Float[Tensor, "edges degrees channels"],
+        harmonics: Float[Tensor, "edges components"],
+        environments: Sequence[Float[Tensor, "atoms components channels"]],
+        env_weights: Float[Tensor, "edges env_degrees channels"],
+        path_weights: Sequence[Float[Tensor, "paths channels_or_1"]],
+        graph: Graph,
+    ) -> tuple[Tensor, ...]:
+        """What the last layer gives, its environment, its scalars and the factors if they are wanted."""
         ...
 
 

@@ -72,6 +72,10 @@ class Ops:
         self._note(op, wanted, refused)
         return offered[wanted].make.load()(spec, self.dtype, self.device)
 
+    def is_named(self, op: str) -> bool:
+        """Whether a kernel of an operator was asked for by {operator: name}."""
+        return not isinstance(self.request, str) and self._wanted(op) != "auto"
+
     def recomputes(self, op: str, spec: Any, num_weights: int) -> bool:
         """Whether an operator is taken that makes weights of edges where it needs them, as all are too many to store.
 
@@ -83,7 +87,7 @@ class Ops:
         Raises:
             ConfigError: it must be, but there is none that serves.
         """
-        if not isinstance(self.request, str) and self._wanted(op) != "auto":
+        if self.is_named(op):
             return True
         if not self.edges * num_weights * self.dtype.itemsize > LARGEST_WEIGHTS:
             return False

@@ -86,6 +86,17 @@ def nequip_kernels() -> Iterable[KernelEntry]:
     )
     yield KernelEntry(
         name="reference",
+        op="allegro.chain/1",
+        make=Ref("nequip_core.ops.contraction:make_chain"),
+        refuses=Ref("nequip_core.ops.contraction:refuses"),
+        devices=frozenset({"cpu", "cuda"}),
+        dtypes=frozenset({"float32", "float64"}),
+        derivatives=2,
+        exportable=True,
+        libraries=("torch",),
+    )
+    yield KernelEntry(
+        name="reference",
         op="scalar_mlp/1",
         make=Ref("nequip_core.ops.mlp:make_mlp"),
         refuses=Ref("nequip_core.ops.mlp:refuses"),

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from nequip_core.o3 import Irrep
 from nequip_core.ops.contracts import ContractionSpec
@@ -110,7 +110,11 @@ def write_spec(spec: ContractionSpec) -> dict[str, object]:
 @cache
 def read_spec(text: str) -> ContractionSpec:
     """The inverse of `write_spec`, from JSON."""
-    about = json.loads(text)["spec"]
+    return of_text(json.loads(text)["spec"])
+
+
+def of_text(about: Mapping[str, Any]) -> ContractionSpec:
+    """The inverse of `write_spec`."""
     return ContractionSpec(
         irreps_in=tuple(Irrep(*irrep) for irrep in about["in"]),
         irreps_out=tuple(Irrep(*irrep) for irrep in about["out"]),
