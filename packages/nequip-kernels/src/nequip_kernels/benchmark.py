@@ -7,6 +7,7 @@ float32 matrix product, both measured in the same run; that of a network of scal
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import multiprocessing
 import os
@@ -27,9 +28,11 @@ from nequip_core.files import atomic_write
 from nequip_core.graph import Graph, to
 from nequip_core.o3 import SCALAR, Irrep, Irreps, couplings
 from nequip_core.ops.contracts import (
+    ALLEGRO_CHAIN,
     ALLEGRO_CONTRACT,
     NEQUIP_CONVOLUTION,
     SCALAR_MLP,
+    ChainSpec,
     ContractionSpec,
     ConvolutionSpec,
     ScalarMLPSpec,
@@ -37,6 +40,7 @@ from nequip_core.ops.contracts import (
 from nequip_core.testing.kernels import contraction_shapes, convolution_shapes, mlp_shapes, random_graph
 from nequip_kernels import blocks, floors
 from nequip_kernels.blocks import Block, Row
+from nequip_kernels.chain import kernels as chain
 from nequip_kernels.contraction import kernels as contraction
 from nequip_kernels.convolution import kernels as convolution
 from nequip_kernels.floors import Floor
@@ -214,7 +218,7 @@ class Case(NamedTuple):
 
     name: str
     op: str
-    spec: ContractionSpec | ConvolutionSpec | ScalarMLPSpec
+    spec: ContractionSpec | ChainSpec | ConvolutionSpec | ScalarMLPSpec
     channels: int
     calls: Callable[[Graph, torch.dtype], Iterator[Call]]
     candidates: tuple[Block, ...] = CANDIDATES
@@ -247,6 +251,13 @@ def cases(channels: int) -> Iterator[Case]:
         }
         for name, spec in layers.items():
             yield Case(f"allegro l{l_max} {name}", ALLEGRO_CONTRACT, spec, channels, _contraction_calls(spec))
+        scalars = ContractionSpec(plain, (SCALAR,), l_max, channels, True, True)
+        chains = {
+            "first": ChainSpec((scalars,), passes=True),
+            "last": ChainSpec((layers["first"], dataclasses.replace(layers["last"], irreps_in=plain))),
+        }
+        for name, chained in chains.items():
+            yield Case(f"chain l{l_max} {name}", ALLEGRO_CHAIN, chained, channels, _chain_calls(chained))
         hidden = Irreps((irrep, channels) for irrep in plain)
         for name, convolved in {
             "first": ConvolutionSpec(Irreps([(SCALAR, channels)]), l_max, True, plain),
@@ -301,6 +312,43 @@ def _contraction_calls(spec: ContractionSpec) -> Callable[[Graph, torch.dtype], 
                 return lambda: getattr(kernels, name)(*given)
 
             yield Call(contraction.in_table(name, spec), terms, floor[name], make, made.blocks[name])
+
+    return calls
+
+
+def _chain_calls(spec: ChainSpec) -> Callable[[Graph, torch.dtype], Iterator[Call]]:
+    def calls(graph: Graph, dtype: torch.dtype) -> Iterator[Call]:
+        text = chain.describe(spec, blocks.architecture_of(graph.types.device), dtype)
+        first, last = spec.layers[0], spec.layers[-1]
+        made = chain.kernels_of(text, first.l_max + 1)
+        terms = sum(len(table.terms) for table in made.tables)
+        edges, atoms, ptr = graph.edge_shift.shape[0], graph.types.shape[0], graph.row_ptr
+        shapes = {
+            "factors": (edges, first.l_max + 1, first.channels),
+            "harmonics": (edges, (first.l_max + 1) ** 2),
+            **{f"environment {n}": (atoms, (first.l_max + 1) ** 2, last.channels) for n in range(len(spec.layers))},
+            **{f"paths {n}": (len(one.paths), one.channels) for n, one in enumerate(spec.layers)},
+        }
+        factors, harmonics_, *rest = _normal(shapes, graph, dtype)
+        around, paths = rest[: len(spec.layers)], rest[len(spec.layers) :]
+        grads = [torch.randn_like(one) for one in made.results(factors)]
+        arguments: dict[str, tuple[Any, ...]] = {
+            "chain_forward": (factors, harmonics_, around, paths, ptr),
+            "chain_backward": (factors, harmonics_, around, paths, grads, ptr),
+            "environment_forward": (factors, harmonics_, ptr),
+            "environment_backward": (factors, harmonics_, around[0], ptr),
+        }
+        methods = dict(
+            zip(chain.NAMES, ("chain", "chain_backward", "environment", "environment_backward"), strict=True)
+        )
+        floor = floors.of_chain(spec, atoms, edges, factors.element_size())
+        for name, given in arguments.items():
+
+            def make(block: Block, name: str = name, given: tuple[Any, ...] = given) -> Callable[[], Any]:
+                kernels = chain.Kernels(spec, made.blocks | {name: block}, spec.layers[0].l_max + 1)
+                return lambda: getattr(kernels, methods[name])(*given)
+
+            yield Call(name, terms, floor[name], make, made.blocks[name])
 
     return calls
 

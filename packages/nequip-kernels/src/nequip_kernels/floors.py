@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 from typing import NamedTuple
 
-from nequip_core.ops.contracts import ContractionSpec, ConvolutionSpec, ScalarMLPSpec
+from nequip_core.ops.contracts import ChainSpec, ContractionSpec, ConvolutionSpec, ScalarMLPSpec
 from nequip_kernels.contraction.table import Table as ContractionTable
 from nequip_kernels.convolution.table import Table as ConvolutionTable
 
@@ -67,6 +67,27 @@ def of_contraction(
         "double_backward": floor(3 * T + 2 * out + 3 * w, 3, 3, 10),
         "by_weights": floor(T + out, int(spec.factors), 1, 4),
         "double_by_weights": floor(2 * T + out, 2 * int(spec.factors), 2, 6),
+    }
+
+
+def of_chain(spec: ChainSpec, atoms: int, edges: int, itemsize: int) -> dict[str, Floor]:
+    """The floor of every operator of a chain, with one environment weight for each degree, by its name."""
+    tables = [ContractionTable(layer, layer.l_max + 1) for layer in spec.layers]
+    first, last = tables[0], spec.layers[-1]
+    f, terms, layers = first.stored_in, sum(len(table.terms) for table in tables), len(tables)
+    out, again = last.dim_out + int(last.scalars_apart), f if spec.passes else 0
+    harmonics = edges * first.components
+    environment = atoms * first.components * last.channels
+
+    def floor(of_edges: int, of_harmonics: int, of_environments: int, operations: int) -> Floor:
+        numbers = edges * last.channels * of_edges + of_harmonics * harmonics + of_environments * environment
+        return Floor(itemsize * numbers, operations * edges * last.channels)
+
+    return {
+        "chain_forward": floor(f + out + again, 1, layers, 3 * terms),
+        "chain_backward": floor(2 * f + out + again, 2, 2 * layers, 5 * terms + 3 * (terms - len(tables[-1].terms))),
+        "environment_forward": floor(first.degrees, 1, 1, 2 * first.components),
+        "environment_backward": floor(2 * first.degrees, 2, 1, 4 * first.components),
     }
 
 
