@@ -7,7 +7,6 @@ float32 matrix product, both measured in the same run; that of a network of scal
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import multiprocessing
 import os
@@ -254,7 +253,7 @@ def cases(channels: int) -> Iterator[Case]:
         scalars = ContractionSpec(plain, (SCALAR,), l_max, channels, True, True)
         chains = {
             "first": ChainSpec((scalars,), passes=True),
-            "last": ChainSpec((layers["first"], dataclasses.replace(layers["last"], irreps_in=plain))),
+            "last": ChainSpec((layers["first"], layers["last"])),
         }
         for name, chained in chains.items():
             yield Case(f"chain l{l_max} {name}", ALLEGRO_CHAIN, chained, channels, _chain_calls(chained))
@@ -338,9 +337,7 @@ def _chain_calls(spec: ChainSpec) -> Callable[[Graph, torch.dtype], Iterator[Cal
             "environment_forward": (factors, harmonics_, ptr),
             "environment_backward": (factors, harmonics_, around[0], ptr),
         }
-        methods = dict(
-            zip(chain.NAMES, ("chain", "chain_backward", "environment", "environment_backward"), strict=True)
-        )
+        methods = {name: name.removesuffix("_forward") for name in chain.NAMES}
         floor = floors.of_chain(spec, atoms, edges, factors.element_size())
         for name, given in arguments.items():
 
