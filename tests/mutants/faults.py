@@ -352,6 +352,49 @@ FAULTS = (
         '"time_fs": float(step)',
         ("core/engines/test_dynamics.py::test_nve_log_and_trajectory",),
     ),
+    # Batches on their way
+    Fault(
+        "narrow numbers before wide ones in a packed batch",
+        "data/packed.py",
+        "key=lambda n: -tensors[n].element_size()",
+        "key=lambda n: tensors[n].element_size()",
+        ("core/data/test_packed.py::test_a_batch_comes_out_as_it_went_in",),
+    ),
+    Fault(
+        "a packed batch whose tensors share memory",
+        "data/packed.py",
+        "tensors = [torch.empty_like(view) for view in views]",
+        "tensors = views",
+        ("core/data/test_packed.py::test_each_tensor_has_memory_of_its_own",),
+    ),
+    Fault(
+        "a loader that goes on from where the last epoch ended, whatever is asked for",
+        "data/loader.py",
+        "self._going is None or self._upcoming != (epoch, self.sampler.begin)",
+        "self._going is None",
+        ("core/data/test_loader.py::test_each_iteration_is_an_epoch",),
+    ),
+    Fault(
+        "workers that stop at the end of an epoch",
+        "data/loader.py",
+        "self._upcoming = epoch + 1, 0",
+        "self._upcoming = None",
+        ("core/data/test_loader.py::test_workers_begin_the_next_epoch_while_one_ends",),
+    ),
+    Fault(
+        "time of steps without the device's",
+        "training/pace.py",
+        "if trainer.is_last_batch:",
+        "if False:",
+        ("core/training/test_pace.py::test_steps_say_how_long_they_took_and_waited",),
+    ),
+    Fault(
+        "what ranks told each other in the step before, told again",
+        "training/strategy.py",
+        "        self.table.zero_()\n",
+        "",
+        ("distributed/test_exchanges.py",),
+    ),
     # Recorded steps
     Fault(
         "a recording that serves after atoms have moved too far",
