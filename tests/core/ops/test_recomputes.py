@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -72,6 +73,13 @@ def test_where_nothing_serves_weights_are_stored(entries: tuple[KernelEntry, ...
         recomputes(math.inf, *entries, request=request_)
     if ELSEWHERE in entries:
         assert "'elsewhere': \"runs on ['cuda'], not on cpu\"" in str(error.value)
+
+
+def test_auto_needs_what_training_needs() -> None:
+    """Forces are a derivative, and their loss has one by the weights."""
+    once = replace(OURS, derivatives=1)
+    assert not recomputes(2 * EDGES, REFERENCE, once)
+    assert recomputes(0, REFERENCE, once, request={OP: "ours"})
 
 
 def test_who_names_a_kernel_gets_it() -> None:

@@ -107,8 +107,9 @@ class Ops:
         refused = {name: reason for name, entry in offered.items() if (reason := self._refusal(entry, spec))}
         wanted = self._wanted(op)
         if wanted == "auto":
-            # The reference comes last: any kernel that serves is there because it is quicker.
-            usable = sorted(offered.keys() - refused.keys(), key=lambda name: (name == "reference", name))
+            # A model may be trained, whoever builds it. The reference comes last: others are there as they are quicker.
+            whole = {name for name, entry in offered.items() if entry.derivatives == 2}
+            usable = sorted(whole - refused.keys(), key=lambda name: (name == "reference", name))
             wanted = usable[0] if usable else wanted
         return offered, refused, wanted
 

@@ -69,6 +69,7 @@ class KernelEntry:
     """An implementation of an operator contract of `nequip_core.ops.contracts`.
 
     ``make(spec, dtype, device)``: the callable. ``refuses(spec, dtype, device)``: a reason, or None when it can serve.
+    ``derivatives``: how often it can be differentiated; ``auto`` takes only what has the two of training.
     """
 
     name: str
