@@ -1,6 +1,6 @@
 """The code that Inductor writes for an H100 around our operators, on a machine without a GPU: printed, never run.
 
-    python tests/kernels/inductor_for_cuda.py contraction|convolution|mlp
+    python tests/kernels/inductor_for_cuda.py contraction|convolution|radial|mlp
 
 Tensors are fake, and what Inductor asks of a GPU is answered from a list. A process of its own: torch remembers some of
 the answers.
@@ -36,6 +36,7 @@ from nequip_kernels.convolution import kernels as convolution_kernels
 from nequip_kernels.convolution import operators as convolution
 from nequip_kernels.mlp import kernels as mlp_kernels
 from nequip_kernels.mlp import operators as mlp
+from nequip_kernels.radial import operators as radial
 
 ATOMS, EDGES, CHANNELS = 97, 4001, 64
 HARMONICS = (SCALAR, Irrep(1, -1))
@@ -75,6 +76,23 @@ def of_convolution() -> tuple[Callable[..., Any], list[tuple[int, ...]]]:
     return function, [(ATOMS, spec.irreps_in.dim), (EDGES, 4), (EDGES, spec.num_weights)]
 
 
+def of_radial() -> tuple[Callable[..., Any], list[tuple[int, ...]]]:
+    """Likewise, each a single call."""
+    spec = ConvolutionSpec(Irreps([(SCALAR, 64), (Irrep(1, -1), 32)]), 1, True, HARMONICS)
+    text = radial.written(convolution_kernels.describe(spec, "sm_90", torch.float32))
+
+    def function(pointers: Tensor, edge_index: Tensor, h: Tensor, Y: Tensor, X: Tensor, M: Tensor) -> list[Tensor]:
+        h, X, graph = h.sin(), X.sin(), (edge_index.select(0, 1), pointers, edge_index.select(0, 0), pointers)
+        g = radial.radial_convolve(h, Y, X, M, *graph, text).cos()
+        d_h, d_Y, d_X, d_M = radial.radial_convolve_backward(h, Y, X, M, g, *graph, True, text)
+        of_g, of_h, of_Y, of_X, of_M = radial.radial_convolve_double_backward(
+            h, Y, X, M, g, d_h, d_Y, d_X, d_M, *graph, text
+        )
+        return [of_g.sin(), of_h.sin(), of_Y, of_X.sin(), of_M]
+
+    return function, [(ATOMS, spec.irreps_in.dim), (EDGES, 4), (EDGES, 128), (128, spec.num_weights)]
+
+
 def of_mlp() -> tuple[Callable[..., Any], list[tuple[int, ...]]]:
     """Value and first derivative of a network of which parts of the columns go into another."""
     first, second = (ScalarMLPSpec((64, 32), (64,), outputs, "silu") for outputs in ((64, 32), (96,)))
@@ -90,6 +108,9 @@ def of_mlp() -> tuple[Callable[..., Any], list[tuple[int, ...]]]:
         return mlp.mlp_backward([x.narrow(1, 0, 64), y], own, packed[0], [by_scalars, by_rest * y], texts[0])
 
     return function, [(EDGES, 80), (EDGES, 32), *[first.widths[:2], first.widths[1:]] * 2]
+
+
+MADE = {"contraction": of_contraction, "convolution": of_convolution, "radial": of_radial, "mlp": of_mlp}
 
 
 class Driver:
@@ -167,7 +188,7 @@ def pretended() -> ExitStack:
 def main(what: str) -> None:
     """Print the code."""
     triton.runtime.driver.set_active(Driver())
-    function, shapes = {"contraction": of_contraction, "convolution": of_convolution, "mlp": of_mlp}[what]()
+    function, shapes = MADE[what]()
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     with pretended(), torch.no_grad():
         with mode:

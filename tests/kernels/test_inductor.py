@@ -18,6 +18,7 @@ LAUNCHES = {
         *("convolve_forward_0", "convolve_forward_1", "convolve_backward_0", "convolve_backward_1", "convolve_collect"),
         *("convolve_double_backward_0", "convolve_double_backward_1", "convolve_collect"),
     ],
+    "radial": [],  # by calls, each of which launches as often as there are parts
     "mlp": ["mlp_pack", "mlp_pack", "mlp_forward", "mlp_forward", "mlp_backward", "mlp_backward"],
 }
 
@@ -32,10 +33,12 @@ def test_no_copies_for_a_gpu(what: str, tmp_path: Path) -> None:
     runs = re.findall(r"(\w+)\.run\((.*)\)", code)
     ours = [re.sub(r"_\d+$", "", name) for name, _ in runs if name.startswith(("contract", "convolve", "mlp"))]
     assert ours == LAUNCHES[what]
+    calls = re.findall(r"= torch\.ops\.nequip_kernels\.(radial\w+)\.default\(", code)
+    assert len(calls) == (3 if what == "radial" else 0)
     if what == "mlp":  # whose first network reads columns of another tensor where they are, forward and backward
         assert code.count(", (4001, 64), (80, 1), 0)") == 2
         return
     # sin of each input, cos of the result: computed once each, whichever kernels read them.
     for name, arguments in runs:
         if "poi" in name:
-            assert len(re.findall(r"\b(?:buf|arg)\d+", arguments)) == 2, (name, arguments)
+            assert len(re.findall(r"\b(?:buf|arg)\d+", arguments)) <= 2, (name, arguments)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.library import custom_op, triton_op
 
@@ -25,7 +27,8 @@ class Operator(Direct):
 
     def __init__(self, name: str, compute: Callable[..., Any], *, opaque: bool = False) -> None:
         gives_list = compute.__annotations__["return"] == list[Tensor]
-        define: Callable[..., Any] = custom_op if opaque else triton_op
+        # Inductor would copy arguments for each call to what strides they had when traced: kernels take any.
+        define: Callable[..., Any] = partial(custom_op, tags=torch.Tag.flexible_layout) if opaque else triton_op
         super().__init__(define(name, compute, mutates_args=()), compute, gives_list=gives_list)
 
     def register_fake(self, shapes: Callable[..., Any]) -> None:
