@@ -18,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from nequip_core.cli.main import main
+from nequip_core.data.datamodule import DataModule
 from nequip_core.data.ghost import Ghost
 from nequip_core.models.base import EnergyModel
 from nequip_core.models.build import build_model
@@ -321,6 +322,22 @@ def test_a_run_is_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert NEQUIP_CONVOLUTION not in chosen[0]
     assert NEQUIP_RADIAL_CONVOLUTION not in chosen[1]
     assert losses[0] == pytest.approx(losses[1], rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "edges", "chosen"), [("auto", 1e8, True), ("auto", 1e5, False), ("false", 1e8, False)]
+)
+def test_auto_goes_by_the_usual_batch(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    wanted: str,
+    edges: float,
+    chosen: bool,
+) -> None:
+    monkeypatch.setattr(DataModule, "usual_edges", lambda self: edges)
+    assert train(tmp_path, f"training.recompute_weights={wanted}", "--dry-run") == 0
+    assert (f"{NEQUIP_RADIAL_CONVOLUTION}: parts" in capsys.readouterr().out) is chosen
 
 
 @pytest.mark.parametrize(
