@@ -44,6 +44,18 @@ def nequip_kernels() -> Iterable[KernelEntry]:
         exportable=True,
         libraries=("torch",),
     )
+    # Weights that are in no memory, for inference. Taken where it is named: it has no second derivative.
+    yield KernelEntry(
+        name="triton_fused",
+        op="nequip.radial_convolution/1",
+        make=Ref("nequip_kernels.radial.fused_make:make_fused"),
+        refuses=Ref("nequip_kernels.radial.fused_make:refuses"),
+        devices=frozenset({"cuda"}),
+        dtypes=frozenset({"float32", "float64"}),
+        derivatives=1,
+        exportable=True,
+        libraries=("torch",),
+    )
     # The same numbers in little memory, for training (`nequip_kernels.radial.parts`).
     for name, device in (("parts", "cpu"), ("triton", "cuda")):
         yield KernelEntry(
