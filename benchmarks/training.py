@@ -3,10 +3,11 @@
 python benchmarks/training.py [--device cuda] [--out FILE.csv] [--theirs PYTHON] [--their-path FOLDER] [--tiny]
 
 Forward, forces, loss, backward and Adam, of one batch that stays on the device. On CUDA ours are recorded as `nequip
-train` does it, and their memory is all that torch has reserved; "ours, launched" is without recordings. Our Adam is
-fused, as in `nequip train`; theirs is that of their configs. The published nequip and nequip-allegro are those of
---theirs, or of this interpreter where they are installed in it; where they are not, only ours are compared. On CUDA all
-sides of all models compile at once, so that the whole takes minutes.
+train` does it, and their memory is all that torch has reserved; "ours, launched" is without recordings, and "ours,
+layers" has a kernel for each layer of its networks. Our Adam is fused, as in `nequip train`; theirs is that of their
+configs. The published nequip and nequip-allegro are those of --theirs, or of this interpreter where they are installed
+in it; where they are not, only ours are compared. On CUDA all sides of all models compile at once, so that the whole
+takes minutes.
 """
 
 from __future__ import annotations
@@ -42,11 +43,12 @@ def main() -> None:
     programs = {
         "ours": Program(sys.executable, "ours.py", "compiled"),
         "ours, launched": Program(sys.executable, "ours.py", "compiled-launched"),
+        "ours, layers": Program(sys.executable, "ours.py", "compiled-layers"),
         "ours, no kernels": Program(sys.executable, "ours.py", "compiled-reference"),
         "ours, eager, no kernels": Program(sys.executable, "ours.py", "eager-reference"),
     }
     if options.device == "cpu":  # where there are neither CUDA graphs nor kernels
-        del programs["ours, launched"], programs["ours, no kernels"]
+        del programs["ours, launched"], programs["ours, layers"], programs["ours, no kernels"]
     if options.theirs or options.their_path or importlib.util.find_spec("nequip"):
         programs["theirs"] = Program(options.theirs or sys.executable, "theirs.py", "compiled", options.their_path)
     else:

@@ -1,7 +1,7 @@
 """Training step and evaluation of nequip-core; see sides.py.
 
 Modes: eager, compiled (whose small steps are CUDA graphs, as in `nequip train`) or compiled-launched (none are); with
--reference without kernels.
+-reference without kernels, with -layers with a kernel for each layer of networks.
 """
 
 from __future__ import annotations
@@ -33,6 +33,12 @@ from nequip_core.training.graphs import LARGEST
 from nequip_core.training.loss import Loss, Term, mse
 from nequip_core.training.optimizers import adam
 
+REQUESTS: dict[str, str | dict[str, str]] = {
+    "reference": "reference",
+    "layers": {"scalar_mlp": "triton_layers"},
+}
+"""Kernels, by what follows in a mode."""
+
 
 def main(model_name: str, name: str, threads: int, device: str, mode: str) -> None:
     torch.set_num_threads(threads)
@@ -47,7 +53,7 @@ def main(model_name: str, name: str, threads: int, device: str, mode: str) -> No
         avg_num_neighbors=20.0,
         **MODELS[model_name],
     )
-    request = "reference" if mode.endswith("reference") else "auto"
+    request = REQUESTS.get(mode.partition("-")[2], "auto")
     ops = Ops(registry.kernels, request=request, device=device)
     model = build_model(entry, config, ops).to(device)
     frames = SYSTEMS[name]()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +13,15 @@ from torch import Tensor, nn
 from nequip_core.errors import ConfigError
 from nequip_core.nn.mlp import MLP
 from nequip_core.ops.contracts import SCALAR_MLP, ScalarMLPSpec
-from nequip_core.ops.mlp import NONLINEARITIES
+from nequip_core.ops.mlp import NONLINEARITIES, ReferenceMLP
 from nequip_core.ops.select import Ops
 from nequip_core.plugins.manager import load_registry
 from nequip_core.testing.kernels import check_kernel, mlp_shapes
 from nequip_core.tracing import Sizes, trace
+from nequip_kernels import requirements
 from nequip_kernels.mlp import accuracy, operators
 from nequip_kernels.mlp.accuracy import Comparison, Errors
-from nequip_kernels.mlp.make import WIDEST, KernelMLP, make_mlp, parts, refuses
+from nequip_kernels.mlp.make import WIDEST, KernelLayers, KernelMLP, make_mlp, parts, refuses
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 SPEC = ScalarMLPSpec((4, 3), (5,), (4, 2), "silu")
@@ -155,6 +157,26 @@ def test_wide_networks_are_cut(nonlinearity: str) -> None:
     ]
     assert parts(SPEC) == [SPEC]
     check_kernel("triton", wide, torch.float64, CPU)
+
+
+@pytest.mark.parametrize("nonlinearity", ["silu", "none"])
+def test_layer_by_layer(nonlinearity: str) -> None:
+    """Hidden layers are stored; value, first and second derivative are the same."""
+    check_kernel("triton_layers", replace(SPEC, nonlinearity=nonlinearity), torch.float64, CPU)
+    check_kernel("triton_layers", ScalarMLPSpec((3, 2), (), (4, 1), "none"), torch.float64, CPU)
+
+
+def test_a_model_in_training_takes_layers_where_they_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(requirements, "missing", lambda device: None)
+    kernels = {
+        name: replace(entry, devices=frozenset({"cpu"})) if entry.name == "triton_layers" else entry
+        for name, entry in load_registry().kernels.items()
+    }
+    for request, expected in (("auto", ReferenceMLP), ({"scalar_mlp": "triton_layers"}, KernelLayers)):
+        network = MLP([4, 5, 3], ops=Ops(kernels, request=request))
+        assert type(network.trained) is expected
+        x = torch.randn(6, 4)
+        torch.testing.assert_close(network.train()(x), network.eval()(x))
 
 
 def test_a_kernel_of_larger_errors_is_off(monkeypatch: pytest.MonkeyPatch) -> None:

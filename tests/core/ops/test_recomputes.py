@@ -82,6 +82,12 @@ def test_auto_needs_what_training_needs() -> None:
     assert recomputes(0, REFERENCE, once, request={OP: "ours"})
 
 
+def test_auto_takes_nothing_that_wants_to_be_named() -> None:
+    shy = replace(OURS, auto=False)
+    assert not recomputes(2 * EDGES, REFERENCE, shy)
+    assert recomputes(0, REFERENCE, shy, request={OP: "ours"})
+
+
 def test_who_names_a_kernel_gets_it() -> None:
     assert recomputes(0, REFERENCE, OURS, request={OP: "ours"})
     assert recomputes(0, REFERENCE, OURS, request={"nequip.radial_convolution": "ours"})

@@ -76,13 +76,16 @@ class Allegro(nn.Module):
         self.distance = ScaledDistance(info.pair_cutoffs)
         self.harmonics = Directions(config.l_max)
         self.two_body = _two_body(config, len(info.types))
+        # Where they are not trained, `opening` is these three.
+        of_training = ops if ops.is_named(SCALAR_MLP) else None
         self.two_body_mlp = MLP(
             [config.two_body_dim, *config.two_body_mlp, scalars],
             _or_common(config.two_body_nonlinearity, config),
+            of_training,
         )
         weights, of_tensors = self.degrees * channels, (config.l_max + 1) * channels
-        self.tensor_weights = MLP([scalars, of_tensors])
-        self.first = MLP([scalars, scalars + weights], outputs=[scalars, weights])
+        self.tensor_weights = MLP([scalars, of_tensors], ops=of_training)
+        self.first = MLP([scalars, scalars + weights], ops=of_training, outputs=[scalars, weights])
         # The last layer of the two-body network and these two are linear: one map, where they are not trained.
         two_body = self.two_body_mlp.spec
         self.opening = ops.make(SCALAR_MLP, dataclasses.replace(two_body, outputs=(of_tensors, scalars, weights)))

@@ -32,7 +32,19 @@ def nequip_kernels() -> Iterable[KernelEntry]:
             exportable=True,
             libraries=("torch",),  # triton makes the kernels; a compiled file runs without it
         )
-    # Models ask for it only where it is named: nobody has measured it yet.
+    # These two are taken where they are named: nobody has measured them yet.
+    yield KernelEntry(
+        name="triton_layers",
+        op="scalar_mlp/1",
+        make=Ref("nequip_kernels.mlp.make:make_layers"),
+        refuses=Ref("nequip_kernels.mlp.make:refuses_layers"),
+        devices=frozenset({"cuda"}),
+        dtypes=frozenset({"float32", "float64"}),
+        derivatives=2,
+        exportable=True,
+        libraries=("torch",),
+        auto=False,
+    )
     yield KernelEntry(
         name="triton",
         op="allegro.chain/1",

@@ -21,8 +21,8 @@ __all__ = ["MLP", "NONLINEARITIES"]
 class MLP(nn.Module):
     """Layers alpha W with alpha = gain / sqrt(fan_in): gain 1 for the first layer, sqrt(2) after a nonlinearity.
 
-    In training it is the reference whatever ``ops`` chose: that keeps the hidden layers for the second derivative,
-    which a kernel would compute again (decision 14).
+    In training it is the reference, unless ``ops`` chose what ``trains``: that keeps the hidden layers for the second
+    derivative, which other kernels would compute again (decision 14).
 
     Args:
         widths: of input, hidden layers and output.
@@ -51,10 +51,11 @@ class MLP(nn.Module):
         )
         self.reference = ReferenceMLP(self.spec)
         self.chosen = self.reference if ops is None else ops.make(SCALAR_MLP, self.spec)
+        self.trained = self.chosen if getattr(self.chosen, "trains", False) else self.reference
 
     def forward(self, *inputs: Float[Tensor, "rows _"]) -> Any:
         """Applied to each row, which several tensors are side by side; a tensor, or a list of several."""
-        compute = self.reference if self.training else self.chosen
+        compute = self.trained if self.training else self.chosen
         result: Sequence[Tensor] = compute(inputs, list(self.weights))
         return result[0] if len(result) == 1 else result
 

@@ -108,7 +108,7 @@ class Ops:
         wanted = self._wanted(op)
         if wanted == "auto":
             # A model may be trained, whoever builds it. The reference comes last: others are there as they are quicker.
-            whole = {name for name, entry in offered.items() if entry.derivatives == 2}
+            whole = {name for name, entry in offered.items() if entry.derivatives == 2 and entry.auto}
             usable = sorted(whole - refused.keys(), key=lambda name: (name == "reference", name))
             wanted = usable[0] if usable else wanted
         return offered, refused, wanted

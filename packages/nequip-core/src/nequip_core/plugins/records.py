@@ -70,6 +70,7 @@ class KernelEntry:
 
     ``make(spec, dtype, device)``: the callable. ``refuses(spec, dtype, device)``: a reason, or None when it can serve.
     ``derivatives``: how often it can be differentiated; ``auto`` takes only what has the two of training.
+    ``auto``: whether it may be taken without being named, as what nobody has measured should not.
     """
 
     name: str
@@ -81,6 +82,7 @@ class KernelEntry:
     derivatives: Literal[0, 1, 2]
     exportable: bool
     libraries: tuple[str, ...] = ()
+    auto: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

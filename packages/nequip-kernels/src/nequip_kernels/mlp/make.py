@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -51,6 +52,58 @@ def make_mlp(spec: ScalarMLPSpec, dtype: torch.dtype, device: torch.device) -> n
     return KernelMLP(spec, dtype, device)
 
 
+def make_layers(spec: ScalarMLPSpec, dtype: torch.dtype, device: torch.device) -> nn.Module:
+    """The callable of the contract, for training."""
+    return KernelLayers(spec, dtype, device)
+
+
+def layers(spec: ScalarMLPSpec) -> list[ScalarMLPSpec]:
+    """A network of each layer alone."""
+    hidden = [(width,) for width in spec.hidden]
+    pairs = itertools.pairwise([spec.inputs, *hidden, spec.outputs])
+    return [ScalarMLPSpec(inputs, (), outputs, "none") for inputs, outputs in pairs]
+
+
+def refuses_layers(spec: ScalarMLPSpec, dtype: torch.dtype, device: torch.device) -> str | None:
+    """Why the kernels can not serve layer by layer; None: they can."""
+    return next(filter(None, (refuses(layer, dtype, device) for layer in layers(spec))), None)
+
+
+class KernelLayers(nn.Module):
+    """scalar_mlp/1 with a kernel for each layer's products, and hidden layers in memory, as training reads them again.
+
+    Attributes:
+        trains: a model in training may take it.
+    """
+
+    trains = True
+
+    def __init__(self, spec: ScalarMLPSpec, dtype: torch.dtype, device: torch.device) -> None:
+        super().__init__()
+        self.spec = spec
+        self.layers = nn.ModuleList(KernelMLP(layer, dtype, device) for layer in layers(spec))
+        self.nonlinearity = NONLINEARITIES[spec.nonlinearity]
+        self.gain = gain(spec)
+
+    def forward(
+        self, inputs: Sequence[Float[Tensor, "rows inputs"]], weights: Sequence[Float[Tensor, "fan_in fan_out"]]
+    ) -> Sequence[Float[Tensor, "rows outputs"]]:
+        """See nequip_core.ops.contracts.
+
+        Raises:
+            ValueError: a tensor has another shape than the specification says.
+        """
+        x = inputs
+        for n, (layer, weight) in enumerate(zip(self.layers, weights, strict=True)):
+            x = layer([self.gain * self.nonlinearity(x[0])] if n else x, [weight])
+        return x
+
+
+def gain(spec: ScalarMLPSpec) -> float:
+    """Of a layer after a nonlinearity, over that of a first one."""
+    return 1.0 if spec.nonlinearity == "none" else math.sqrt(2)
+
+
 class KernelMLP(nn.Module):
     """scalar_mlp/1 by Triton kernels; holds nothing but the texts that name them."""
 
@@ -63,7 +116,7 @@ class KernelMLP(nn.Module):
         self.texts = [describe(part, architecture_of(device), dtype) for part in self.parts]
         self.packed = [Kept() for _ in self.parts]
         # The first layer of a network that follows another has the gain of a hidden layer.
-        self.gain = 1.0 if spec.nonlinearity == "none" else math.sqrt(2)
+        self.gain = gain(spec)
 
     def forward(
         self, inputs: Sequence[Float[Tensor, "rows inputs"]], weights: Sequence[Float[Tensor, "fan_in fan_out"]]

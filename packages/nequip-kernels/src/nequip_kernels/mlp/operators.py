@@ -117,14 +117,21 @@ def _differentiate_mlp(ctx: Any, given: list[Tensor | None]) -> tuple[Any, ...]:
 
 
 def _differentiate_backward(ctx: Any, directions: list[Tensor | None]) -> tuple[Any, ...]:
-    (inputs, weights, grads), _ = _kept(ctx)
+    (inputs, weights, grads), packed = _kept(ctx)
     of_inputs: list[Any] = [None] * len(inputs)
     of_weights: list[Any] = [None] * len(weights)
     of_grads: list[Any] = [None] * len(grads)
-    if any(one is not None for one in directions):
+    spec = kernels_of(ctx.text).spec
+    if any(one is not None for one in directions) and not spec.hidden:
+        # <directions, grads W^T> is what the layer makes of the directions, times grads.
+        moving = _or_zeros(directions, inputs)
+        of_grads = mlp(moving, weights, packed, ctx.text)
+        if _wants(ctx)[1]:
+            of_weights = [reference.by_matrix(spec, moving, grads)]
+    elif any(one is not None for one in directions):
         _, by_weights = _wants(ctx)
         of_grads, of_inputs, of_weights = reference.double_backward(
-            kernels_of(ctx.text).spec, inputs, weights, grads, _or_zeros(directions, inputs), with_weights=by_weights
+            spec, inputs, weights, grads, _or_zeros(directions, inputs), with_weights=by_weights
         )
     return of_inputs, of_weights, None, of_grads, None
 

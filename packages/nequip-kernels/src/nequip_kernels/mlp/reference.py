@@ -37,8 +37,16 @@ def by_weights(
     spec: ScalarMLPSpec, inputs: Sequence[Tensor], weights: Sequence[Tensor], grads: Sequence[Tensor]
 ) -> list[Tensor]:
     """Derivatives of <grads, outputs> by the weights."""
+    if not spec.hidden:
+        return [by_matrix(spec, inputs, grads)]
     layers = Layers(spec, inputs, weights)
     return [alpha * (x.mT @ b) for alpha, x, b in zip(spec.alphas, layers.x, layers.backward(grads), strict=True)]
+
+
+def by_matrix(spec: ScalarMLPSpec, inputs: Sequence[Tensor], grads: Sequence[Tensor]) -> Tensor:
+    """Of a single layer, tensor by tensor: side by side they would be written once more, and the products are small."""
+    blocks = [torch.cat([x.mT @ g for g in grads], dim=1) for x in inputs]
+    return spec.alphas[0] * torch.cat(blocks)
 
 
 def double_backward(
