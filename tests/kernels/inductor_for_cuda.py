@@ -1,6 +1,6 @@
 """The code that Inductor writes for an H100 around our operators, on a machine without a GPU: printed, never run.
 
-    python tests/kernels/inductor_for_cuda.py contraction|convolution|radial|mlp
+    python tests/kernels/inductor_for_cuda.py contraction|convolution|radial|radial_fused|mlp
 
 Tensors are fake, and what Inductor asks of a GPU is answered from a list. A process of its own: torch remembers some of
 the answers.
@@ -29,13 +29,15 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from triton.backends.compiler import GPUTarget
 
 from nequip_core.o3 import SCALAR, Irrep, Irreps
-from nequip_core.ops.contracts import ContractionSpec, ConvolutionSpec, ScalarMLPSpec
+from nequip_core.ops.contracts import ContractionSpec, ConvolutionSpec, RadialConvolutionSpec, ScalarMLPSpec
 from nequip_kernels.contraction import kernels as contraction_kernels
 from nequip_kernels.contraction import operators as contraction
 from nequip_kernels.convolution import kernels as convolution_kernels
 from nequip_kernels.convolution import operators as convolution
 from nequip_kernels.mlp import kernels as mlp_kernels
 from nequip_kernels.mlp import operators as mlp
+from nequip_kernels.radial import fused_kernels
+from nequip_kernels.radial import fused_operators as fused
 from nequip_kernels.radial import operators as radial
 
 ATOMS, EDGES, CHANNELS = 97, 4001, 64
@@ -93,6 +95,21 @@ def of_radial() -> tuple[Callable[..., Any], list[tuple[int, ...]]]:
     return function, [(ATOMS, spec.irreps_in.dim), (EDGES, 4), (EDGES, 128), (128, spec.num_weights)]
 
 
+def of_radial_fused() -> tuple[Callable[..., Any], list[tuple[int, ...]]]:
+    """Value and first derivative."""
+    spec = ConvolutionSpec(Irreps([(SCALAR, 64), (Irrep(1, -1), 32)]), 1, True, HARMONICS)
+    text = fused_kernels.describe(RadialConvolutionSpec(spec, 128), "sm_90", torch.float32)
+
+    def function(pointers: Tensor, edge_index: Tensor, h: Tensor, Y: Tensor, X: Tensor, *M: Tensor) -> list[Tensor]:
+        h, X, graph = h.sin(), X.sin(), (edge_index.select(0, 1), pointers, edge_index.select(0, 0), pointers)
+        g = fused.radial_fused(h, Y, X, *M, *graph, text).cos()
+        d_h, d_Y, d_X = fused.radial_fused_backward(h, Y, X, *M, g, *graph, text)
+        return [d_h, d_Y, d_X.sin()]
+
+    matrix = (128, spec.num_weights)
+    return function, [(ATOMS, spec.irreps_in.dim), (EDGES, 4), (EDGES, 128), matrix, matrix[::-1]]
+
+
 def of_mlp() -> tuple[Callable[..., Any], list[tuple[int, ...]]]:
     """Value and first derivative of a network of which parts of the columns go into another."""
     first, second = (ScalarMLPSpec((64, 32), (64,), outputs, "silu") for outputs in ((64, 32), (96,)))
@@ -110,7 +127,13 @@ def of_mlp() -> tuple[Callable[..., Any], list[tuple[int, ...]]]:
     return function, [(EDGES, 80), (EDGES, 32), *[first.widths[:2], first.widths[1:]] * 2]
 
 
-MADE = {"contraction": of_contraction, "convolution": of_convolution, "radial": of_radial, "mlp": of_mlp}
+MADE = {
+    "contraction": of_contraction,
+    "convolution": of_convolution,
+    "radial": of_radial,
+    "radial_fused": of_radial_fused,
+    "mlp": of_mlp,
+}
 
 
 class Driver:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import subprocess
 import sys
@@ -19,6 +20,9 @@ LAUNCHES = {
         *("convolve_double_backward_0", "convolve_double_backward_1", "convolve_collect"),
     ],
     "radial": [],  # by calls, each of which launches as often as there are parts
+    "radial_fused": [
+        *("radial_forward_0", "radial_forward_1", "radial_backward_0", "radial_backward_1", "convolve_collect"),
+    ],
     "mlp": ["mlp_pack", "mlp_pack", "mlp_forward", "mlp_forward", "mlp_backward", "mlp_backward"],
 }
 
@@ -31,10 +35,16 @@ def test_no_copies_for_a_gpu(what: str, tmp_path: Path) -> None:
     assert "clone" not in code
     assert "copy_(" not in code
     runs = re.findall(r"(\w+)\.run\((.*)\)", code)
-    ours = [re.sub(r"_\d+$", "", name) for name, _ in runs if name.startswith(("contract", "convolve", "mlp"))]
+    ours = [
+        re.sub(r"_\d+$", "", name) for name, _ in runs if name.startswith(("contract", "convolve", "radial", "mlp"))
+    ]
     assert ours == LAUNCHES[what]
     calls = re.findall(r"= torch\.ops\.nequip_kernels\.(radial\w+)\.default\(", code)
     assert len(calls) == (3 if what == "radial" else 0)
+    if what == "radial_fused":  # which has 192 weights for each edge, 160 features and a hidden layer of 128
+        made = re.findall(r"empty_strided_cuda\(\((4001, [\d, ]+)\)", code)
+        numbers = [math.prod(map(int, shape.split(", "))) // 4001 for shape in made]
+        assert max(numbers) == 160
     if what == "mlp":  # whose first network reads columns of another tensor where they are, forward and backward
         assert code.count(", (4001, 64), (80, 1), 0)") == 2
         return
