@@ -30,6 +30,13 @@ def test_value_first_and_second_derivative(name: str) -> None:
     assert len(deviations) == 2 + 2 * (len(spec.inputs) + spec.layers)
 
 
+@pytest.mark.parametrize("name", ["one hidden layer, three inputs", "linear"])
+def test_layer_by_layer(name: str) -> None:
+    """Sums over rows in parts, some of which are empty."""
+    check_kernel("triton_layers", SPECS[name], torch.float64, CPU, seed=1, atoms=3, lengths=(33, 0, 2))
+    check_kernel("triton_layers", SPECS[name], torch.float32, CPU, atoms=2, lengths=(9, 1))
+
+
 @pytest.mark.parametrize(("atoms", "lengths"), [(0, (1,)), (1, (1,)), (1, (32,))], ids=["none", "one", "a whole tile"])
 def test_few_rows(atoms: int, lengths: tuple[int, ...]) -> None:
     spec = ScalarMLPSpec((3, 2), (5,), (4,), "silu")

@@ -57,7 +57,7 @@ TILE = 32
 
 
 def source(spec: ScalarMLPSpec, dtype: torch.dtype, piece: int) -> str:
-    """A file with the functions ``mlp_forward``, ``mlp_backward`` and ``mlp_pack``.
+    """A file with ``mlp_forward``, ``mlp_backward`` and ``mlp_pack``; of a single layer, with ``mlp_by_matrix`` too.
 
     Args:
         spec: of the network.
@@ -68,7 +68,8 @@ def source(spec: ScalarMLPSpec, dtype: torch.dtype, piece: int) -> str:
         f"A network of the widths {list(spec.inputs)}, {list(spec.hidden)}, {list(spec.outputs)}, pieces of {piece}."
     )
     functions = [ROUNDED, *(Writer(spec, dtype, piece).write(name) for name in ("forward", "backward"))]
-    return HEAD.format(about=about) + "".join(f"\n\n{text}\n" for text in (*functions, pack(spec, dtype)))
+    functions += [pack(spec, dtype)] if spec.hidden else [pack(spec, dtype), by_matrix(spec, dtype)]
+    return HEAD.format(about=about) + "".join(f"\n\n{text}\n" for text in functions)
 
 
 class Writer:
@@ -235,6 +236,72 @@ class Writer:
 def _mask(start: str, columns: str, width: int, piece: int) -> str:
     """Of a tile whose columns are a piece of a width."""
     return "row" if width % piece == 0 else f"row & ({start} + {columns} < {width})[None, :]"
+
+
+def by_matrix(spec: ScalarMLPSpec, dtype: torch.dtype) -> str:
+    """The function that sums products of a single layer's inputs and gradients over rows, [parts, inputs, outputs].
+
+    A program has a part of the rows, and of one input and one gradient a piece each, as its number says.
+    """
+    inputs, outputs = range(len(spec.inputs)), range(len(spec.outputs))
+    arguments = [*(f"x{n}" for n in inputs), *(f"grad{n}" for n in outputs), "sums", "rows"]
+    arguments += [*(f"s{n}" for n in inputs), *(f"t{n}" for n in outputs)]
+    split = dtype == torch.float32
+    lines = [
+        "@triton.jit",
+        f"def mlp_by_matrix({', '.join(arguments)}, BE: tl.constexpr, T: tl.constexpr, PARTS: tl.constexpr):",
+        "    dtype = sums.dtype.element_ty",
+        "    part = tl.program_id(0)",
+        "    tile = tl.program_id(1)",
+        "    each = tl.cdiv(tl.cdiv(rows, PARTS), BE) * BE",
+        "    first = part * each",
+        "    stop = tl.minimum(first + each, rows)",
+        "    c = tl.arange(0, T)",
+    ]
+    for number, (i, k, j, n) in enumerate(tiles(spec)):
+        row, column = sum(spec.inputs[:i]) + k, sum(spec.outputs[:j]) + n
+        inside = f"({k} + c < {spec.inputs[i]})[:, None]", f"({n} + c < {spec.outputs[j]})[None, :]"
+        lines += [
+            f"    if tile == {number}:",
+            "        total = tl.zeros((T, T), dtype)",
+            "        for start in range(first, stop, BE):",
+            "            e = (start + tl.arange(0, BE)).to(tl.int64)",
+            "            here = e < stop",
+            f"            x = tl.load(x{i} + (e * s{i})[None, :] + ({k} + c)[:, None], "
+            f"mask=here[None, :] & {inside[0]}, other=0.0)",
+            f"            g = tl.load(grad{j} + (e * t{j})[:, None] + ({n} + c)[None, :], "
+            f"mask=here[:, None] & {inside[1]}, other=0.0)",
+        ]
+        if split:
+            tf32 = 'input_precision="tf32"'
+            lines += [
+                "            xh = rounded(x)",
+                "            gh = rounded(g)",
+                f"            p = tl.dot(rounded(x - xh), gh, {tf32})",
+                f"            p = tl.dot(xh, rounded(g - gh), p, {tf32})",
+                f"            p = tl.dot(xh, gh, p, {tf32})",
+                "            total = total + p",
+            ]
+        else:
+            lines += ['            total = tl.dot(x, g, total, input_precision="ieee", out_dtype=tl.float64)']
+        fan_in, fan_out = sum(spec.inputs), sum(spec.outputs)
+        lines += [
+            f"        at = part.to(tl.int64) * {fan_in * fan_out}",
+            f"        to = sums + at + (({row} + c) * {fan_out})[:, None] + ({column} + c)[None, :]",
+            f"        tl.store(to, total, mask={inside[0]} & {inside[1]})",
+        ]
+    return "\n".join(lines)
+
+
+def tiles(spec: ScalarMLPSpec) -> list[tuple[int, int, int, int]]:
+    """Of a layer's matrix: input and its first column, output and its first column."""
+    return [
+        (i, k, j, n)
+        for i, width in enumerate(spec.inputs)
+        for k in range(0, width, UNIT)
+        for j, height in enumerate(spec.outputs)
+        for n in range(0, height, UNIT)
+    ]
 
 
 def pack(spec: ScalarMLPSpec, dtype: torch.dtype) -> str:

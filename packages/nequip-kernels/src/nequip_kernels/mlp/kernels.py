@@ -17,12 +17,18 @@ from torch import Tensor
 from nequip_core.ops.contracts import SCALAR_MLP, ScalarMLPSpec
 from nequip_kernels import sources
 from nequip_kernels.blocks import Block, choose
-from nequip_kernels.launch import Functions, contiguous, rows_in_memory
-from nequip_kernels.mlp.generate import TILE, pack_programs, source
-from nequip_kernels.mlp.packed import INNER, length
+from nequip_kernels.launch import Functions, contiguous, interpreted, rows_in_memory
+from nequip_kernels.mlp.generate import TILE, pack_programs, source, tiles
+from nequip_kernels.mlp.packed import INNER, UNIT, length
 
 NAMES = ("forward", "backward")
 PACKING = Block(TILE, TILE, 4)
+BY_MATRIX = Block(UNIT, 32, 4, 3)
+"""Of sums over rows."""
+
+PROGRAMS, FEWEST_PARTS = 512, 16
+"""About how many programs share them, and into how many parts rows are cut at the least."""
+
 ANY_CHANNELS = 2**30
 """A piece of a width is as wide as the table says, however narrow the width."""
 
@@ -88,6 +94,20 @@ class Kernels:
         strides = [one.stride(0) for one in (*x, *g)]
         self._launch("backward", rows, *x, packed, *g, *outputs, rows, *strides)
         return outputs
+
+    def by_matrix(self, inputs: Sequence[Tensor], grads: Sequence[Tensor]) -> Tensor:
+        """Of a single layer: the derivative by its matrix."""
+        x, g, rows = rows_in_memory(*inputs), rows_in_memory(*grads), inputs[0].shape[0]
+        of_tiles = len(tiles(self.spec))
+        # Whatever the rows and the device, so that the order of the sums is fixed. The interpreter takes one by one.
+        parts = 3 if interpreted() else max(FEWEST_PARTS, PROGRAMS // of_tiles)
+        sums = x[0].new_empty(parts, self.spec.widths[0], self.spec.widths[-1])
+        sizes = {"BE": BY_MATRIX.edges, "T": UNIT, "PARTS": parts}
+        strides = [one.stride(0) for one in (*x, *g)]
+        self.functions["forward"].launch(
+            "mlp_by_matrix", (parts, of_tiles), sizes, BY_MATRIX, *x, *g, sums, rows, *strides
+        )
+        return self.spec.alphas[0] * sums.sum(0)
 
     def _launch(self, name: str, rows: int, *arguments: Tensor | int) -> None:
         block = self.blocks[name]

@@ -49,6 +49,15 @@ def mlp_backward(
     return _copies(reference.backward(kernels.spec, inputs, weights, grads))
 
 
+@operator("nequip_kernels::mlp_by_matrix")
+def mlp_by_matrix(inputs: list[Tensor], grads: list[Tensor], spec: str) -> Tensor:
+    """Of a single layer: the derivative of the sum of grads times outputs by its matrix."""
+    kernels = kernels_of(spec)
+    if launched(inputs[0]):
+        return kernels.by_matrix(inputs, grads)
+    return reference.by_matrix(kernels.spec, inputs, grads)
+
+
 def _copies(parts: list[Tensor]) -> list[Tensor]:
     """Torch lets no operator give two views of one tensor. Of one row, contiguous() would be a view."""
     return [part.clone(memory_format=torch.contiguous_format) for part in parts]
@@ -69,6 +78,12 @@ def _backward_shapes(inputs: list[Tensor], *rest: Any) -> list[Tensor]:
     return [like(one) for one in inputs]
 
 
+def _by_matrix_shapes(inputs: list[Tensor], grads: list[Tensor], spec: str) -> Tensor:
+    widths = kernels_of(spec).spec.widths
+    return inputs[0].new_empty(widths[0], widths[-1])
+
+
+mlp_by_matrix.register_fake(_by_matrix_shapes)
 mlp_pack.register_fake(_pack_shapes)
 mlp.register_fake(_mlp_shapes)
 mlp_backward.register_fake(_backward_shapes)
@@ -111,8 +126,11 @@ def _differentiate_mlp(ctx: Any, given: list[Tensor | None]) -> tuple[Any, ...]:
         by_inputs, by_weights = _wants(ctx)
         if by_inputs:
             of_inputs = mlp_backward(inputs, weights, packed, grads, ctx.text)
-        if by_weights:
-            of_weights = reference.by_weights(kernels_of(ctx.text).spec, inputs, weights, grads)
+        spec = kernels_of(ctx.text).spec
+        if by_weights and not spec.hidden:
+            of_weights = [mlp_by_matrix(inputs, grads, ctx.text)]
+        elif by_weights:
+            of_weights = reference.by_weights(spec, inputs, weights, grads)
     return of_inputs, of_weights, None, None
 
 
@@ -127,7 +145,7 @@ def _differentiate_backward(ctx: Any, directions: list[Tensor | None]) -> tuple[
         moving = _or_zeros(directions, inputs)
         of_grads = mlp(moving, weights, packed, ctx.text)
         if _wants(ctx)[1]:
-            of_weights = [reference.by_matrix(spec, moving, grads)]
+            of_weights = [mlp_by_matrix(moving, grads, ctx.text)]
     elif any(one is not None for one in directions):
         _, by_weights = _wants(ctx)
         of_grads, of_inputs, of_weights = reference.double_backward(
@@ -146,6 +164,20 @@ def _differentiate_pack(ctx: Any, _: Any) -> tuple[Any, ...]:
     return [None] * ctx.count, None
 
 
+def _keep_sums(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    x, grads, ctx.text = inputs
+    ctx.lengths = [len(x), len(grads)]
+    ctx.save_for_backward(*x, *grads)
+
+
+def _differentiate_sums(ctx: Any, to_matrix: Tensor) -> tuple[Any, ...]:
+    """Of <to_matrix, x^T grads>: each of both times the matrix, the one transposed."""
+    spec = kernels_of(ctx.text).spec
+    inputs, grads = ctx.saved_tensors[: ctx.lengths[0]], ctx.saved_tensors[ctx.lengths[0] :]
+    return reference.backward(spec, inputs, [to_matrix], grads), reference.forward(spec, inputs, [to_matrix]), None
+
+
+mlp_by_matrix.register_autograd(_differentiate_sums, setup_context=_keep_sums)
 mlp_pack.register_autograd(_differentiate_pack, setup_context=_keep_nothing)
 mlp.register_autograd(_differentiate_mlp, setup_context=_keep)
 mlp_backward.register_autograd(_differentiate_backward, setup_context=_keep)
