@@ -18,7 +18,8 @@ from nequip_core.potential import Potential
 from nequip_core.testing import systems
 from nequip_core.testing.checks import make_case
 from nequip_core.testing.kernels import derivatives, radial_convolution_shapes, random_graph
-from nequip_kernels.radial import fused_make, fused_operators
+from nequip_kernels import floors
+from nequip_kernels.radial import fused_benchmark, fused_make, fused_operators
 from nequip_kernels.radial.fused_generate import WIDEST
 from nequip_kernels.radial.fused_make import FusedRadialConvolution, make_fused, refuses
 
@@ -124,3 +125,20 @@ def test_a_model_takes_it_where_it_is_named() -> None:
     graph = case.graph(systems.supercell(systems.crystal(), (2, 2, 2)))
     received, expected = (one.eval()(graph) for one in (Potential(model), case.potential))
     torch.testing.assert_close(received.forces, expected.forces, rtol=0, atol=1e-10)
+
+
+def test_floors_and_cases() -> None:
+    """A middle layer of l_max 2: 11 paths, 35 components of results."""
+    channels, width, atoms, edges = 64, 128, 10, 500
+    (case,) = (one for one in fused_benchmark.cases(channels, (width,)) if one.name == "radial l2 width 128")
+    found = floors.of_radial(case.spec, atoms, edges, 4)  # type: ignore[arg-type]
+    assert found["forward"].operations == 2 * edges * width * 11 * channels
+    assert found["forward"].products == 3
+    assert found["forward"].bytes == 4 * (edges * (width + 9) + atoms * (9 + 35) * channels)
+    assert found["backward"].operations == 2 * found["forward"].operations
+    for sweep in ("forward", "backward"):
+        assert sum(found[f"{sweep}_{n}"].operations for n in range(3)) == found[sweep].operations
+    calls = list(case.calls(random_graph(2, (3,)), torch.float32))
+    assert [call.kernel for call in calls] == [f"{sweep}_{n}" for sweep in ("forward", "backward") for n in range(3)]
+    small = floors.of_radial(case.spec, 2, 6, 4)  # type: ignore[arg-type]
+    assert all(call.floor == small[call.kernel] for call in calls)

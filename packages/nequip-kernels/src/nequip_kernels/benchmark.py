@@ -34,6 +34,7 @@ from nequip_core.ops.contracts import (
     ChainSpec,
     ContractionSpec,
     ConvolutionSpec,
+    RadialConvolutionSpec,
     ScalarMLPSpec,
 )
 from nequip_core.testing.kernels import contraction_shapes, convolution_shapes, mlp_shapes, random_graph
@@ -217,7 +218,7 @@ class Case(NamedTuple):
 
     name: str
     op: str
-    spec: ContractionSpec | ChainSpec | ConvolutionSpec | ScalarMLPSpec
+    spec: ContractionSpec | ChainSpec | ConvolutionSpec | RadialConvolutionSpec | ScalarMLPSpec
     channels: int
     calls: Callable[[Graph, torch.dtype], Iterator[Call]]
     candidates: tuple[Block, ...] = CANDIDATES

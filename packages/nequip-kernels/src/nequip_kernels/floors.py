@@ -9,7 +9,13 @@ from __future__ import annotations
 import itertools
 from typing import NamedTuple
 
-from nequip_core.ops.contracts import ChainSpec, ContractionSpec, ConvolutionSpec, ScalarMLPSpec
+from nequip_core.ops.contracts import (
+    ChainSpec,
+    ContractionSpec,
+    ConvolutionSpec,
+    RadialConvolutionSpec,
+    ScalarMLPSpec,
+)
 from nequip_kernels.contraction.table import Table as ContractionTable
 from nequip_kernels.convolution.table import Table as ConvolutionTable
 
@@ -102,6 +108,32 @@ def of_convolution(spec: ConvolutionSpec, atoms: int, edges: int, itemsize: int)
         "backward": Floor(itemsize * (2 * (weights + harmonics + h) + out), 8 * products),
         "double_backward": Floor(itemsize * (3 * (weights + harmonics + h) + 2 * out), 18 * products),
     }
+
+
+def of_radial(spec: RadialConvolutionSpec, atoms: int, edges: int, itemsize: int) -> dict[str, Floor]:
+    """The floor of a convolution that stores no weights: forward, backward, and of each irrep's part forward_0, ...
+
+    Operations are those of the products with the radial network's last layer, three of them with TF32; the terms of the
+    couplings come beside, and are few.
+    """
+    table = ConvolutionTable(spec.convolution)
+    edge, tensor = edges * (spec.width + table.components), 3 if itemsize == 4 else 0
+
+    def both(h: int, out: int, weights: int) -> tuple[Floor, Floor]:
+        products = 2 * edges * spec.width * weights
+        return (
+            Floor(itemsize * (edge + atoms * (h + out)), products, tensor),
+            Floor(itemsize * (2 * edge + atoms * (2 * h + out)), 2 * products, tensor),
+        )
+
+    found = dict(
+        zip(("forward", "backward"), both(table.dim_in, table.dim_out, spec.convolution.num_weights), strict=True)
+    )
+    for n, group in enumerate(table.groups):
+        out = sum(route.components for route in group.routes) * group.channels
+        parts = both(group.components * group.channels, out, len(group.routes) * group.channels)
+        found |= dict(zip((f"forward_{n}", f"backward_{n}"), parts, strict=True))
+    return found
 
 
 def of_mlp(spec: ScalarMLPSpec, rows: int, itemsize: int) -> dict[str, Floor]:

@@ -80,10 +80,8 @@ class Kernels:
         """Messages summed to their centres."""
         out = h.new_empty(h.shape[0], self.table.dim_out)
         tensors = (*contiguous(h, harmonics, hidden, transposed), neighbor.contiguous(), out, row_ptr)
-        for n, group in enumerate(self.table.groups):
-            block = self.blocks[f"forward_{n}"]
-            grid = row_ptr.shape[0], -(-group.channels // block.channels)
-            self.functions.launch(f"radial_forward_{n}", grid, block.constants(group.channels), block, *tensors)
+        for n in range(len(self.table.groups)):
+            self.sweep("forward", n, *tensors)
         return out
 
     def backward(
@@ -107,14 +105,17 @@ class Kernels:
         messages = h.new_empty(shape) if complete else h.new_zeros(shape)
         sums, d_hidden = h.new_empty(edges, len(groups), self.table.components), like(hidden)
         inputs = (*contiguous(h, harmonics, hidden, matrix, transposed, grad), neighbor.contiguous())
-        for n, group in enumerate(groups):
-            block = self.blocks[f"backward_{n}"]
-            # Each adds to d_hidden what the one before left there.
-            sizes = block.constants(group.channels) | {"SLOT": n, "SLOTS": len(groups), "ADD": int(n > 0)}
-            grid = row_ptr.shape[0], 1
-            name = f"radial_backward_{n}"
-            self.functions.launch(name, grid, sizes, block, *inputs, messages, sums, d_hidden, row_ptr)
+        for n in range(len(groups)):
+            self.sweep("backward", n, *inputs, messages, sums, d_hidden, row_ptr)
         return self._collect(messages, h, by_neighbor, neighbor_ptr), sums.sum(1), d_hidden
+
+    def sweep(self, name: str, n: int, *tensors: Tensor) -> None:
+        """The part of one irrep of the features; backward it adds to d_hidden what those before left there."""
+        group, block, row_ptr = self.table.groups[n], self.blocks[f"{name}_{n}"], tensors[-1]
+        sizes, programs = block.constants(group.channels), -(-group.channels // block.channels)
+        if name == "backward":  # whose programs take one block of channels after the other
+            sizes, programs = sizes | {"SLOT": n, "SLOTS": len(self.table.groups), "ADD": int(n > 0)}, 1
+        self.functions.launch(f"radial_{name}_{n}", (row_ptr.shape[0], programs), sizes, block, *tensors)
 
     def _collect(self, messages: Tensor, h: Tensor, by_neighbor: Tensor, neighbor_ptr: Tensor) -> Tensor:
         """Sums of the messages' derivatives over the edges to each neighbour."""
