@@ -1,6 +1,6 @@
 """The code that Inductor writes for an H100 around our operators, on a machine without a GPU: printed, never run.
 
-    python tests/kernels/inductor_for_cuda.py contraction|convolution|radial|radial_fused|mlp
+    python tests/kernels/inductor_for_cuda.py contraction|convolution|radial|radial_fused|mlp|layers|chain
 
 Tensors are fake, and what Inductor asks of a GPU is answered from a list. A process of its own: torch remembers some of
 the answers.
@@ -29,7 +29,15 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from triton.backends.compiler import GPUTarget
 
 from nequip_core.o3 import SCALAR, Irrep, Irreps
-from nequip_core.ops.contracts import ContractionSpec, ConvolutionSpec, RadialConvolutionSpec, ScalarMLPSpec
+from nequip_core.ops.contracts import (
+    ChainSpec,
+    ContractionSpec,
+    ConvolutionSpec,
+    RadialConvolutionSpec,
+    ScalarMLPSpec,
+)
+from nequip_kernels.chain import kernels as chain_kernels
+from nequip_kernels.chain import operators as chain
 from nequip_kernels.contraction import kernels as contraction_kernels
 from nequip_kernels.contraction import operators as contraction
 from nequip_kernels.convolution import kernels as convolution_kernels
@@ -127,7 +135,50 @@ def of_mlp() -> tuple[Callable[..., Any], list[tuple[int, ...]]]:
     return function, [(EDGES, 80), (EDGES, 32), *[first.widths[:2], first.widths[1:]] * 2]
 
 
+def of_layers() -> tuple[Callable[..., Any], list[tuple[int, ...]]]:
+    """A single layer: value, derivative by inputs, and by the matrix."""
+    spec = ScalarMLPSpec((64, 32), (), (64, 32), "none")
+    text = mlp_kernels.describe(spec, "sm_90", torch.float32)
+
+    def function(_: Tensor, __: Tensor, x: Tensor, y: Tensor, weight: Tensor) -> list[Tensor]:
+        inputs = [x.sin(), y.sin()]
+        packed = mlp.mlp_pack([weight], text)
+        grads = [one.cos() for one in mlp.mlp(inputs, [weight], packed, text)]
+        by_inputs = mlp.mlp_backward(inputs, [weight], packed, grads, text)
+        return [*(one.sin() for one in by_inputs), mlp.mlp_by_matrix(inputs, grads, text)]
+
+    return function, [(EDGES, 64), (EDGES, 32), (96, 96)]
+
+
+def of_chain() -> tuple[Callable[..., Any], list[tuple[int, ...]]]:
+    """A first layer's scalars, then the second layer and its derivative."""
+    first = ContractionSpec(HARMONICS, HARMONICS, 1, CHANNELS, True, True)
+    second = ContractionSpec(HARMONICS, (SCALAR,), 1, CHANNELS, True, False)
+    scalars = ContractionSpec(HARMONICS, (SCALAR,), 1, CHANNELS, True, True)
+    specs = ChainSpec((scalars,), passes=True), ChainSpec((first, second))
+    one, two = (chain_kernels.describe(spec, "sm_90", torch.float32) for spec in specs)
+
+    def function(row_ptr: Tensor, _: Tensor, f: Tensor, w: Tensor, Y: Tensor, V: Tensor, W: Tensor) -> list[Tensor]:
+        f, w = f.sin(), w.sin()
+        around = chain.environment(w, Y, row_ptr, one)
+        even, again = chain.chain(f, Y, [around], [V.narrow(0, 0, 2)], row_ptr, one)
+        own = chain.environment(w, Y, row_ptr, two)
+        environments, paths = [around, own], [V, W]
+        (result,) = chain.chain(again, Y, environments, paths, row_ptr, two)
+        grads = [result.cos()]
+        d_f, d_Y, d_around, d_own = chain.chain_backward(again, Y, environments, paths, grads, row_ptr, two)
+        d_w, more_Y = chain.environment_backward(w, Y, d_own, row_ptr, two)
+        given = [even.cos(), d_f]
+        by_f, *_ = chain.chain_backward(f, Y, [around], [V.narrow(0, 0, 2)], given, row_ptr, one)
+        return [by_f.sin(), d_w.sin(), d_Y, more_Y, d_around]
+
+    lengths = [(EDGES, 2, CHANNELS), (EDGES, 2, CHANNELS), (EDGES, 4)]
+    return function, [*lengths, (len(first.paths), CHANNELS), (len(second.paths), CHANNELS)]
+
+
 MADE = {
+    "chain": of_chain,
+    "layers": of_layers,
     "contraction": of_contraction,
     "convolution": of_convolution,
     "radial": of_radial,

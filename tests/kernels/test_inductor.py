@@ -23,8 +23,16 @@ LAUNCHES = {
     "radial_fused": [
         *("radial_forward_0", "radial_forward_1", "radial_backward_0", "radial_backward_1", "convolve_collect"),
     ],
+    "chain": [
+        *("environment_forward", "chain_forward", "environment_forward", "chain_forward", "chain_backward"),
+        *("environment_backward", "chain_backward"),
+    ],
+    "layers": ["mlp_pack", "mlp_forward", "mlp_backward", "mlp_by_matrix"],
     "mlp": ["mlp_pack", "mlp_pack", "mlp_forward", "mlp_forward", "mlp_backward", "mlp_backward"],
 }
+
+
+OURS = ("contract", "convolve", "radial", "mlp", "chain", "environment")
 
 
 @pytest.mark.parametrize("what", LAUNCHES)
@@ -35,9 +43,7 @@ def test_no_copies_for_a_gpu(what: str, tmp_path: Path) -> None:
     assert "clone" not in code
     assert "copy_(" not in code
     runs = re.findall(r"(\w+)\.run\((.*)\)", code)
-    ours = [
-        re.sub(r"_\d+$", "", name) for name, _ in runs if name.startswith(("contract", "convolve", "radial", "mlp"))
-    ]
+    ours = [re.sub(r"_\d+$", "", name) for name, _ in runs if name.startswith(OURS)]
     assert ours == LAUNCHES[what]
     calls = re.findall(r"= torch\.ops\.nequip_kernels\.(radial\w+)\.default\(", code)
     assert len(calls) == (3 if what == "radial" else 0)
