@@ -31,7 +31,7 @@ def source(table: Table) -> str:
     """A file with convolve_collect, and convolve_forward_0, _backward_0, _double_backward_0 for each group."""
     spec = table.spec
     about = f"nequip.convolution/1: {spec.irreps_in} to {spec.irreps_out}, l_max {spec.l_max}."
-    kernels = [_collect(table)]
+    kernels = [collect(table)]
     for n, group in enumerate(table.groups):
         kernels += [_forward(table, group, n), _backward(table, group, n), _double_backward(table, group, n)]
     return module(about, kernels)
@@ -123,7 +123,7 @@ def _double_backward(table: Table, group: Group, n: int) -> Kernel:
     return k
 
 
-def _collect(table: Table) -> Kernel:
+def collect(table: Table) -> Kernel:
     """Rows of edges [edges, U] to their neighbours; ``row_ptr`` is that of the edges by neighbour."""
     k = Kernel("convolve_collect", ["messages", "by_neighbor", "out"], dtype_of="out")
     k.this_atom()

@@ -29,7 +29,7 @@ import torch
 
 from nequip_core.ops.contracts import RadialConvolutionSpec
 from nequip_kernels.blocks import next_power_of_two
-from nequip_kernels.convolution.generate import _collect
+from nequip_kernels.convolution.generate import collect
 from nequip_kernels.convolution.table import Group, Route, Table
 from nequip_kernels.emit import HEAD, Kernel, plus
 from nequip_kernels.mlp.generate import ROUNDED
@@ -47,7 +47,7 @@ def source(spec: RadialConvolutionSpec, dtype: torch.dtype) -> str:
     """A file with convolve_collect, and radial_forward_0, radial_backward_0 for each group."""
     table, about = Table(spec.convolution), spec.convolution
     title = f"nequip.radial_convolution/1: {about.irreps_in} to {about.irreps_out}, l_max {about.l_max}, {spec.width}."
-    kernels = [_collect(table)]
+    kernels = [collect(table)]
     for n, group in enumerate(table.groups):
         writer = Writer(spec, dtype, table, group)
         kernels += [writer.forward(n), writer.backward(n)]
