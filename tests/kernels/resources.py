@@ -2,6 +2,7 @@
 
 python tests/kernels/resources.py [--l-max 1 2 3] [--parity] [--dtype float32] [--channels 64] [--op contraction]
 python tests/kernels/resources.py --op mlp [--channels 64]
+python tests/kernels/resources.py --op radial [--width 128]
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from nequip_core.ops.contracts import (
     SCALAR_MLP,
     ContractionSpec,
     ConvolutionSpec,
+    RadialConvolutionSpec,
     ScalarMLPSpec,
 )
 from nequip_kernels import sources
@@ -44,6 +46,8 @@ from nequip_kernels.mlp import generate as mlp
 from nequip_kernels.mlp.kernels import ANY_CHANNELS, in_registers
 from nequip_kernels.mlp.kernels import NAMES as MLP_NAMES
 from nequip_kernels.mlp.packed import INNER
+from nequip_kernels.radial import fused_generate
+from nequip_kernels.radial.fused_kernels import block_of
 
 TARGET = GPUTarget("cuda", 90, 32)
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
@@ -177,6 +181,27 @@ def convolution_jobs(options: argparse.Namespace, l_max: int, dtype: torch.dtype
                 yield f"{layer}.{n}", group.terms, name, block, make
 
 
+def of_radial(spec: RadialConvolutionSpec, dtype: torch.dtype, name: str, n: int, block: Block) -> Resources:
+    """One kernel of a convolution that stores no weights."""
+    groups = ConvolutionTable(spec.convolution).groups
+    function = getattr(sources.load(fused_generate.source(spec, dtype)), f"radial_{name}_{n}")
+    constants = block.constants(groups[n].channels)
+    if name == "backward":
+        constants |= {"SLOT": n, "SLOTS": len(groups), "ADD": int(n > 0)}
+    return compiled(function, dtype, constants, block)
+
+
+def radial_jobs(options: argparse.Namespace, l_max: int, dtype: torch.dtype) -> Iterator[Job]:
+    """Every kernel of a model of NequIP that stores no weights."""
+    for layer, convolution_spec in enumerate(convolutions(l_max, options.parity, options.layers, options.channels)):
+        spec = RadialConvolutionSpec(convolution_spec, options.width)
+        for n, group in enumerate(ConvolutionTable(convolution_spec).groups):
+            for name in options.kernel or fused_generate.SWEEPS:
+                block = options.block or block_of(name, group, dtype)
+                make = functools.partial(of_radial, spec, dtype, name, n, block)
+                yield f"{layer}.{n}", group.terms, name, block, make
+
+
 def of_mlp(spec: ScalarMLPSpec, dtype: torch.dtype, name: str, block: Block) -> Resources:
     """One kernel of a network of scalars."""
     function = getattr(sources.load(mlp.source(spec, dtype, block.channels)), f"mlp_{name}")
@@ -192,7 +217,7 @@ def mlp_jobs(options: argparse.Namespace, l_max: int, dtype: torch.dtype) -> Ite
             yield network, size, name, block, functools.partial(of_mlp, spec, dtype, name, block)
 
 
-JOBS = {"contraction": contraction_jobs, "convolution": convolution_jobs, "mlp": mlp_jobs}
+JOBS = {"contraction": contraction_jobs, "convolution": convolution_jobs, "radial": radial_jobs, "mlp": mlp_jobs}
 
 
 def main() -> None:
@@ -203,6 +228,7 @@ def main() -> None:
     parser.add_argument("--parity", action="store_true")
     parser.add_argument("--layers", type=int, default=3)
     parser.add_argument("--channels", type=int, default=64)
+    parser.add_argument("--width", type=int, default=128, help="of the radial network's last hidden layer")
     parser.add_argument("--dtype", choices=["float32", "float64"], default="float32")
     parser.add_argument("--kernel", nargs="+", metavar="NAME", help="some kernels only: forward, ...")
     parser.add_argument("--block", type=int, nargs=3, metavar=("CHANNELS", "EDGES", "WARPS"))
