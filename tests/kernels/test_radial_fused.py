@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from nequip_core.errors import ConfigError
+from nequip_core.export.aoti import export_program
 from nequip_core.graph import Graph
 from nequip_core.models.build import build_model
 from nequip_core.o3 import SCALAR, Irrep, Irreps
@@ -16,7 +17,7 @@ from nequip_core.ops.select import Ops
 from nequip_core.plugins.manager import load_registry
 from nequip_core.potential import Potential
 from nequip_core.testing import systems
-from nequip_core.testing.checks import make_case
+from nequip_core.testing.checks import Case, make_case
 from nequip_core.testing.kernels import derivatives, radial_convolution_shapes, random_graph
 from nequip_kernels import floors
 from nequip_kernels.radial import fused_benchmark, fused_make, fused_operators
@@ -116,15 +117,34 @@ def test_auto_does_not_take_it() -> None:
 
 def test_a_model_takes_it_where_it_is_named() -> None:
     """Made for a GPU, evaluated on the CPU, with the weights of the same model without it."""
+    case, potential, ops = named()
+    assert ops.report[NEQUIP_RADIAL_CONVOLUTION]["chosen"] == "triton_fused"
+    assert sum(isinstance(module, FusedRadialConvolution) for module in potential.modules()) > 1
+    graph = case.graph(systems.supercell(systems.crystal(), (2, 2, 2)))
+    received, expected = (one.eval()(graph) for one in (potential, case.potential))
+    torch.testing.assert_close(received.forces, expected.forces, rtol=0, atol=1e-10)
+
+
+def test_an_exported_program_has_its_operators_and_no_matrix_to_turn() -> None:
+    _, potential, _ = named()
+    program = export_program(potential.eval().requires_grad_(False), ("energy", "forces"))
+    targets = [str(node.target) for node in program.graph.nodes]
+    layers = sum(isinstance(module, FusedRadialConvolution) for module in potential.modules())
+    for operator in ("radial_fused", "radial_fused_backward"):
+        assert sum(f"nequip_kernels.{operator}.default" == target for target in targets) == layers
+    turned = [
+        node.args[4] for node in program.graph.nodes if str(node.target).startswith("nequip_kernels.radial_fused.")
+    ]
+    assert all(one.op == "placeholder" for one in turned)  # computed once, in the file
+
+
+def named() -> tuple[Case, Potential, Ops]:
+    """A model of the reference, and the same where the kernel is named."""
     case = make_case(load_registry().models["nequip"], {"l_max": 2})
     ops = Ops(load_registry().kernels, dtype=torch.float64, device="cuda", request=NAMED)
     model = build_model(case.entry, case.config, ops)
-    assert ops.report[NEQUIP_RADIAL_CONVOLUTION]["chosen"] == "triton_fused"
-    assert sum(isinstance(module, FusedRadialConvolution) for module in model.modules()) > 1
     model.load_state_dict(case.potential.model.state_dict())
-    graph = case.graph(systems.supercell(systems.crystal(), (2, 2, 2)))
-    received, expected = (one.eval()(graph) for one in (Potential(model), case.potential))
-    torch.testing.assert_close(received.forces, expected.forces, rtol=0, atol=1e-10)
+    return case, Potential(model), ops
 
 
 def test_floors_and_cases() -> None:
