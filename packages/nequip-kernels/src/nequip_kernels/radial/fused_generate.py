@@ -185,12 +185,11 @@ class Writer:
     def _store_messages(self, k: Kernel) -> None:
         width, start = self.table.dim_in, self.group.h
         k(f"messages_at = (t * {width})[None, :] + u[:, None]")
-        self._harmonics(k, {term.j for route in self.group.routes for term in route.terms})
-        for r, route in self.routes:
-            self._gradients(k, r, route)
         for i in range(self.group.components):
             k("d = tl.zeros((BU, BE), dtype)")
             for r, route in self.routes:
+                self._harmonics(k, {term.j for term in route.terms if term.i == i})
+                self._gradients(k, r, route)
                 of_k: dict[int, list[str]] = {}
                 for t in route.terms:
                     if t.i == i:
