@@ -61,7 +61,7 @@ class FusedRadialConvolution(nn.Module):
 
         Raises:
             ValueError: a tensor has another shape than the specification says.
-            RuntimeError: in a backward pass, if the derivative by the matrix or a second one is asked for.
+            ConfigError: in a backward pass, if the derivative by the matrix or a second one is asked for.
         """
         from nequip_kernels.radial.fused_operators import radial_fused
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
+from nequip_core.errors import ConfigError
 from nequip_kernels.convolution import reference
 from nequip_kernels.launch import launched, like
 from nequip_kernels.operator import operator
@@ -90,19 +91,19 @@ def _differentiate(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, ...]:
     if grad is None:
         return (None,) * 10
     if wanted(ctx, 3, 4):
-        raise RuntimeError(NO_DERIVATIVE.format(what="derivative by the matrix"))
+        raise ConfigError(NO_DERIVATIVE.format(what="derivative by the matrix"))
     h, harmonics, hidden, matrix, transposed, *graph = ctx.saved_tensors
     inputs = h, harmonics, hidden, matrix.detach(), transposed.detach()
     return *radial_fused_backward(*inputs, grad, *graph, ctx.spec), *(None,) * 7
 
 
 def _differentiate_backward(ctx: Any, *directions: Tensor | None) -> tuple[Tensor | None, ...]:
-    raise RuntimeError(NO_DERIVATIVE.format(what="second derivative"))
+    raise ConfigError(NO_DERIVATIVE.format(what="second derivative"))
 
 
 NO_DERIVATIVE = (
-    "The kernel triton_fused of nequip.radial_convolution/1 has no {what}: it is for inference. Train with "
-    "kernels: auto, or name another kernel."
+    "kernels: 'triton_fused' of nequip.radial_convolution/1 has no {what}: it is for inference. Train with auto, or "
+    "name another kernel."
 )
 
 radial_fused.register_autograd(_differentiate, setup_context=_keep)
