@@ -3,81 +3,41 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 from nequip_core.plugins.hookspecs import hookimpl
 from nequip_core.plugins.records import KernelEntry, Ref
 
 NEQUIP_PLUGIN_API = 1
 
-OPERATORS = (
-    ("allegro.contract/1", "contraction"),
-    ("nequip.convolution/1", "convolution"),
-    ("scalar_mlp/1", "mlp"),
-)
-"""Each contract, and the folder of its kernels."""
-
 
 @hookimpl
 def nequip_kernels() -> Iterable[KernelEntry]:
     """Kernels in Triton, generated for each model's couplings."""
-    for op, name in OPERATORS:
-        yield KernelEntry(
-            name="triton",
-            op=op,
-            make=Ref(f"nequip_kernels.{name}.make:make_{name}"),
-            refuses=Ref(f"nequip_kernels.{name}.make:refuses"),
-            devices=frozenset({"cuda"}),
-            dtypes=frozenset({"float32", "float64"}),
-            derivatives=2,
-            exportable=True,
-            libraries=("torch",),  # triton makes the kernels; a compiled file runs without it
-        )
-    # These two are taken where they are named: nobody has measured them yet.
-    yield KernelEntry(
-        name="triton_layers",
-        op="scalar_mlp/1",
-        make=Ref("nequip_kernels.mlp.make:make_layers"),
-        refuses=Ref("nequip_kernels.mlp.make:refuses_layers"),
+    yield _triton("allegro.contract/1", "contraction.make", "contraction")
+    yield _triton("nequip.convolution/1", "convolution.make", "convolution")
+    yield _triton("scalar_mlp/1", "mlp.make", "mlp")
+    # These three are taken where they are named: nobody has measured them yet.
+    layers = _triton("scalar_mlp/1", "mlp.make", "layers")
+    yield replace(layers, name="triton_layers", refuses=Ref("nequip_kernels.mlp.make:refuses_layers"), auto=False)
+    yield replace(_triton("allegro.chain/1", "chain.make", "chain"), derivatives=1)
+    fused = _triton("nequip.radial_convolution/1", "radial.fused_make", "fused")
+    yield replace(fused, name="triton_fused", derivatives=1)
+    # Weights made again in little memory, for training (`nequip_kernels.radial.parts`).
+    parts = replace(_triton("nequip.radial_convolution/1", "radial.make", "radial_convolution"), exportable=False)
+    yield parts
+    yield replace(parts, name="parts", devices=frozenset({"cpu"}))
+
+
+def _triton(op: str, file: str, what: str) -> KernelEntry:
+    return KernelEntry(
+        name="triton",
+        op=op,
+        make=Ref(f"nequip_kernels.{file}:make_{what}"),
+        refuses=Ref(f"nequip_kernels.{file}:refuses"),
         devices=frozenset({"cuda"}),
         dtypes=frozenset({"float32", "float64"}),
         derivatives=2,
         exportable=True,
-        libraries=("torch",),
-        auto=False,
+        libraries=("torch",),  # triton makes the kernels; a compiled file runs without it
     )
-    yield KernelEntry(
-        name="triton",
-        op="allegro.chain/1",
-        make=Ref("nequip_kernels.chain.make:make_chain"),
-        refuses=Ref("nequip_kernels.chain.make:refuses"),
-        devices=frozenset({"cuda"}),
-        dtypes=frozenset({"float32", "float64"}),
-        derivatives=1,
-        exportable=True,
-        libraries=("torch",),
-    )
-    # Weights that are in no memory, for inference. Taken where it is named: it has no second derivative.
-    yield KernelEntry(
-        name="triton_fused",
-        op="nequip.radial_convolution/1",
-        make=Ref("nequip_kernels.radial.fused_make:make_fused"),
-        refuses=Ref("nequip_kernels.radial.fused_make:refuses"),
-        devices=frozenset({"cuda"}),
-        dtypes=frozenset({"float32", "float64"}),
-        derivatives=1,
-        exportable=True,
-        libraries=("torch",),
-    )
-    # The same numbers in little memory, for training (`nequip_kernels.radial.parts`).
-    for name, device in (("parts", "cpu"), ("triton", "cuda")):
-        yield KernelEntry(
-            name=name,
-            op="nequip.radial_convolution/1",
-            make=Ref("nequip_kernels.radial.make:make_radial_convolution"),
-            refuses=Ref("nequip_kernels.radial.make:refuses"),
-            devices=frozenset({device}),
-            dtypes=frozenset({"float32", "float64"}),
-            derivatives=2,
-            exportable=False,
-            libraries=("torch",),
-        )

@@ -48,64 +48,31 @@ def nequip_models() -> Iterable[ModelEntry]:
     )
 
 
+REFERENCES = (
+    ("nequip.convolution/1", "reference", "make_convolution"),
+    ("nequip.radial_convolution/1", "reference", "make_radial_convolution"),
+    ("allegro.contract/1", "contraction", "make_contraction"),
+    ("allegro.chain/1", "contraction", "make_chain"),
+    ("scalar_mlp/1", "mlp", "make_mlp"),
+)
+"""Each contract, and the file of nequip_core.ops and the function that make its reference."""
+
+
 @hookimpl
 def nequip_kernels() -> Iterable[KernelEntry]:
     """The reference: plain PyTorch, which runs everywhere."""
-    yield KernelEntry(
-        name="reference",
-        op="nequip.convolution/1",
-        make=Ref("nequip_core.ops.reference:make_convolution"),
-        refuses=Ref("nequip_core.ops.reference:refuses"),
-        devices=frozenset({"cpu", "cuda"}),
-        dtypes=frozenset({"float32", "float64"}),
-        derivatives=2,
-        exportable=True,
-        libraries=("torch",),
-    )
-    yield KernelEntry(
-        name="reference",
-        op="nequip.radial_convolution/1",
-        make=Ref("nequip_core.ops.reference:make_radial_convolution"),
-        refuses=Ref("nequip_core.ops.reference:refuses"),
-        devices=frozenset({"cpu", "cuda"}),
-        dtypes=frozenset({"float32", "float64"}),
-        derivatives=2,
-        exportable=True,
-        libraries=("torch",),
-    )
-    yield KernelEntry(
-        name="reference",
-        op="allegro.contract/1",
-        make=Ref("nequip_core.ops.contraction:make_contraction"),
-        refuses=Ref("nequip_core.ops.contraction:refuses"),
-        devices=frozenset({"cpu", "cuda"}),
-        dtypes=frozenset({"float32", "float64"}),
-        derivatives=2,
-        exportable=True,
-        libraries=("torch",),
-    )
-    yield KernelEntry(
-        name="reference",
-        op="allegro.chain/1",
-        make=Ref("nequip_core.ops.contraction:make_chain"),
-        refuses=Ref("nequip_core.ops.contraction:refuses"),
-        devices=frozenset({"cpu", "cuda"}),
-        dtypes=frozenset({"float32", "float64"}),
-        derivatives=2,
-        exportable=True,
-        libraries=("torch",),
-    )
-    yield KernelEntry(
-        name="reference",
-        op="scalar_mlp/1",
-        make=Ref("nequip_core.ops.mlp:make_mlp"),
-        refuses=Ref("nequip_core.ops.mlp:refuses"),
-        devices=frozenset({"cpu", "cuda"}),
-        dtypes=frozenset({"float32", "float64"}),
-        derivatives=2,
-        exportable=True,
-        libraries=("torch",),
-    )
+    for op, file, make in REFERENCES:
+        yield KernelEntry(
+            name="reference",
+            op=op,
+            make=Ref(f"nequip_core.ops.{file}:{make}"),
+            refuses=Ref(f"nequip_core.ops.{file}:refuses"),
+            devices=frozenset({"cpu", "cuda"}),
+            dtypes=frozenset({"float32", "float64"}),
+            derivatives=2,
+            exportable=True,
+            libraries=("torch",),
+        )
 
 
 @hookimpl
