@@ -82,12 +82,13 @@ import os, signal, sys, time
 from pathlib import Path
 from nequip_core.config.run import locked
 with locked(Path(sys.argv[1])):
-    child = os.fork()
-    if child == 0:
+    parent = os.getpid()
+    if os.fork() == 0:  # the worker speaks when it runs: just forked, it has the lock for a moment
+        os.kill(parent, signal.SIGKILL)
+        print(os.getpid(), flush=True)
         time.sleep(60)
         os._exit(0)
-    print(child, flush=True)
-    os.kill(os.getpid(), signal.SIGKILL)
+    time.sleep(60)
 """
 
 
