@@ -20,6 +20,7 @@ from nequip_core.testing import systems
 from nequip_core.testing.checks import Case, make_case
 from nequip_core.testing.kernels import derivatives, radial_convolution_shapes, random_graph
 from nequip_kernels import floors
+from nequip_kernels.convolution import make as convolution
 from nequip_kernels.radial import fused_benchmark, fused_make, fused_operators
 from nequip_kernels.radial.fused_generate import WIDEST
 from nequip_kernels.radial.fused_make import FusedRadialConvolution, make_fused, refuses
@@ -90,10 +91,10 @@ def test_what_is_refused_and_why(monkeypatch: pytest.MonkeyPatch) -> None:
     assert refuses(SMALL, torch.float32, CPU) == "runs on cuda, not on cpu"
     assert refuses(SMALL, torch.float32, CUDA) is None
     assert f"room for {WIDEST}" in str(refuses(RadialConvolutionSpec(CONVOLUTION, WIDEST + 1), torch.float32, CUDA))
-    monkeypatch.setattr(fused_make, "TERMS", 3)
-    assert "and a generated kernel at most 3" in str(refuses(SMALL, torch.float32, CUDA))
     monkeypatch.setattr(fused_make, "PATHS", 1)
     assert "a program has room for the weights of 1" in str(refuses(SMALL, torch.float32, CUDA))
+    monkeypatch.setattr(convolution, "TERMS", 3)
+    assert "and a generated kernel at most 3" in str(refuses(SMALL, torch.float32, CUDA))
     with pytest.raises(ConfigError, match="room for the weights of 1"):
         Ops(load_registry().kernels, device="cuda", request=NAMED).make(NEQUIP_RADIAL_CONVOLUTION, SMALL)
 

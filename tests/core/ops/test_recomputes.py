@@ -88,8 +88,14 @@ def test_auto_takes_nothing_that_wants_to_be_named() -> None:
     assert recomputes(0, REFERENCE, shy, request={OP: "ours"})
 
 
+def test_names_are_those_of_operators() -> None:
+    with pytest.raises(ConfigError, match=r"kernels: nequip\.convolutoin is no operator\. Expected some of nequip\."):
+        recomputes(0, REFERENCE, OURS, request={"nequip.convolutoin": "ours"})
+
+
 def test_who_names_a_kernel_gets_it() -> None:
     assert recomputes(0, REFERENCE, OURS, request={OP: "ours"})
     assert recomputes(0, REFERENCE, OURS, request={"nequip.radial_convolution": "ours"})
-    assert not recomputes(0, REFERENCE, OURS, request={"nequip.convolution": "ours"})
+    stored = replace(OURS, op="nequip.convolution/1")
+    assert not Ops({"one": OURS, "other": stored}, request={"nequip.convolution": "ours"}).recomputes(OP, SPEC, WEIGHTS)
     assert not recomputes(0, REFERENCE, OURS, request="ours")  # it is the whole model's

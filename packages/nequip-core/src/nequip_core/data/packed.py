@@ -1,7 +1,7 @@
 """A batch in one piece of memory, for the way from a worker to this process, into pinned memory and to a device.
 
-A batch is 22 tensors. Between processes each would be a file of its own, which took six times as long as making the
-batch (64 molecules of 30 atoms); to a device each would be a copy of its own.
+A batch is 23 tensors. Between processes each would be a file of its own, with which a worker took six times as long as
+to make the batch alone (64 molecules of 30 atoms); to a device each would be a copy of its own.
 """
 
 from __future__ import annotations

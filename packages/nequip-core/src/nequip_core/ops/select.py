@@ -60,7 +60,7 @@ class Ops:
         """A callable that fulfils the contract ``op`` for ``spec``.
 
         Raises:
-            ConfigError: the kernel that was named does not exist or refuses; the message says why.
+            ConfigError: the kernel, or an operator, that was named does not exist, or the kernel refuses and says why.
         """
         offered, refused, wanted = self._choice(op, spec)
         if wanted == "auto":
@@ -73,7 +73,11 @@ class Ops:
         return offered[wanted].make.load()(spec, self.dtype, self.device)
 
     def is_named(self, op: str) -> bool:
-        """Whether a kernel of an operator was asked for by {operator: name}."""
+        """Whether a kernel of an operator was asked for by {operator: name}.
+
+        Raises:
+            ConfigError: one of the names is no operator's.
+        """
         return not isinstance(self.request, str) and self._wanted(op) != "auto"
 
     def recomputes(self, op: str, spec: Any, num_weights: int) -> bool:
@@ -124,6 +128,12 @@ class Ops:
         """The kernel's name for an operator; in {operator: name} the contract's number may be left out."""
         if isinstance(self.request, str):
             return self.request
+        known = {of for entry in self.kernels.values() for of in (entry.op, entry.op.split("/")[0])}
+        if unknown := sorted(self.request.keys() - known):
+            raise ConfigError(
+                f"kernels: {', '.join(unknown)} is no operator. Expected some of "
+                f"{', '.join(sorted(name for name in known if '/' not in name))}."
+            )
         return self.request.get(op, self.request.get(op.split("/")[0], "auto"))
 
     def _refusal(self, entry: KernelEntry, spec: Any) -> str | None:

@@ -10,10 +10,8 @@ from nequip_core.graph import Graph
 from nequip_core.ops.contracts import ConvolutionSpec
 from nequip_kernels import requirements
 from nequip_kernels.blocks import architecture_of
+from nequip_kernels.contraction.make import TERMS
 from nequip_kernels.convolution.table import Table
-
-TERMS = 2500
-"""Largest number of terms of one irrep's paths, as `nequip_kernels.contraction.make.TERMS`."""
 
 
 def refuses(spec: ConvolutionSpec, dtype: torch.dtype, device: torch.device) -> str | None:

@@ -9,14 +9,12 @@ from torch import Tensor, nn
 from nequip_core.graph import Graph
 from nequip_core.ops.contracts import RadialConvolutionSpec
 from nequip_core.ops.kept import Kept
-from nequip_kernels import requirements
 from nequip_kernels.blocks import architecture_of
+from nequip_kernels.convolution import make as convolution
 from nequip_kernels.convolution.table import Table
 from nequip_kernels.radial.fused_generate import WIDEST
 from nequip_kernels.radial.fused_kernels import describe
-
-TERMS = 2500
-"""Largest number of terms of one irrep's paths, as `nequip_kernels.contraction.make.TERMS`."""
+from nequip_kernels.radial.make import check_shapes
 
 PATHS = 10
 """Most paths from one irrep: a program has the weights of all of them in registers."""
@@ -24,14 +22,11 @@ PATHS = 10
 
 def refuses(spec: RadialConvolutionSpec, dtype: torch.dtype, device: torch.device) -> str | None:
     """Why the kernels can not serve; None: they can."""
-    reason = requirements.missing(device)
-    groups = Table(spec.convolution).groups
+    reason = convolution.refuses(spec.convolution, dtype, device)
     if reason is None and spec.width > WIDEST:
         reason = f"the hidden layer has a width of {spec.width}, and a program has room for {WIDEST}"
-    if reason is None and (paths := max(len(group.routes) for group in groups)) > PATHS:
+    if reason is None and (paths := max(len(group.routes) for group in Table(spec.convolution).groups)) > PATHS:
         reason = f"{paths} paths come from one irrep, and a program has room for the weights of {PATHS}"
-    if reason is None and (terms := max(group.terms for group in groups)) > TERMS:
-        reason = f"the couplings of one irrep have {terms} terms, and a generated kernel at most {TERMS}"
     return reason
 
 
@@ -65,17 +60,7 @@ class FusedRadialConvolution(nn.Module):
         """
         from nequip_kernels.radial.fused_operators import radial_fused
 
-        about = self.spec.convolution
-        rows = {"h": about.irreps_in.dim, "harmonics": (about.l_max + 1) ** 2, "hidden": self.spec.width}
-        rows["matrix"] = about.num_weights
-        for (name, width), tensor in zip(rows.items(), (h, harmonics, hidden, matrix), strict=True):
-            if tensor.shape[1] != width or tensor.dtype != h.dtype:
-                raise ValueError(
-                    f"{name} has the shape {tuple(tensor.shape)} and {tensor.dtype}; expected rows of {width} and "
-                    f"{h.dtype}."
-                )
-        if matrix.shape[0] != self.spec.width:
-            raise ValueError(f"matrix has {matrix.shape[0]} rows; expected {self.spec.width}.")
+        check_shapes(self.spec, h, harmonics, hidden, matrix)
         transposed = self.transposed(lambda one: one.mT.contiguous(), matrix)
         topology = graph.edge_index[1], graph.row_ptr, graph.by_neighbor, graph.neighbor_ptr
         result: Tensor = radial_fused(h, harmonics, hidden, matrix, transposed, *topology, self.text)

@@ -22,6 +22,25 @@ def make_radial_convolution(spec: RadialConvolutionSpec, dtype: torch.dtype, dev
     return RadialConvolutionInParts(spec, dtype, device)
 
 
+def check_shapes(spec: RadialConvolutionSpec, h: Tensor, harmonics: Tensor, hidden: Tensor, matrix: Tensor) -> None:
+    """A kernel reads what it was made for, whatever is there.
+
+    Raises:
+        ValueError: a tensor has another shape than the specification says, or another dtype than the features.
+    """
+    about = spec.convolution
+    widths = {"h": about.irreps_in.dim, "harmonics": (about.l_max + 1) ** 2, "hidden": spec.width}
+    widths["matrix"] = about.num_weights
+    for (name, width), tensor in zip(widths.items(), (h, harmonics, hidden, matrix), strict=True):
+        if tensor.shape[1] != width or tensor.dtype != h.dtype:
+            raise ValueError(
+                f"{name} has the shape {tuple(tensor.shape)} and {tensor.dtype}; expected rows of {width} and "
+                f"{h.dtype}."
+            )
+    if matrix.shape[0] != spec.width:
+        raise ValueError(f"matrix has {matrix.shape[0]} rows; expected {spec.width}.")
+
+
 class RadialConvolutionInParts(nn.Module):
     """nequip.radial_convolution/1 with few of the weights at a time; holds nothing but the text that names kernels."""
 
@@ -48,15 +67,7 @@ class RadialConvolutionInParts(nn.Module):
         """
         from nequip_kernels.radial.operators import radial_convolve
 
-        about = self.spec.convolution
-        widths = {"h": about.irreps_in.dim, "harmonics": (about.l_max + 1) ** 2, "hidden": self.spec.width}
-        widths["matrix"] = about.num_weights
-        for (name, width), tensor in zip(widths.items(), (h, harmonics, hidden, matrix), strict=True):
-            if tensor.shape[1] != width or tensor.dtype != h.dtype:
-                raise ValueError(
-                    f"{name} has the shape {tuple(tensor.shape)} and {tensor.dtype}; expected rows of {width} and "
-                    f"{h.dtype}."
-                )
+        check_shapes(self.spec, h, harmonics, hidden, matrix)
         about_graph = graph.edge_index[1], graph.row_ptr, graph.by_neighbor, graph.neighbor_ptr
         result: Tensor = radial_convolve(h, harmonics, hidden, matrix, *about_graph, self.text)
         return result
