@@ -18,27 +18,13 @@ from nequip_kernels.radial.fused_generate import SWEEPS, channels_of
 from nequip_kernels.radial.fused_kernels import Kernels, block_of
 
 CANDIDATES = tuple(
-    Block(*sizes)
-    for sizes in (
-        *(
-            (64, 16, 4, 1),
-            (64, 16, 4, 2),
-            (64, 32, 4, 1),
-            (64, 32, 4, 2),
-            (64, 32, 4, 3),
-            (64, 64, 4, 1),
-            (64, 64, 4, 2),
-        ),
-        *(
-            (64, 32, 8, 1),
-            (64, 64, 8, 1),
-            (64, 64, 8, 2),
-            (32, 16, 4, 2),
-            (32, 32, 4, 1),
-            (32, 32, 4, 2),
-            (32, 64, 4, 2),
-        ),
+    Block(channels, edges, warps, stages)
+    for channels, warps, tiles in (
+        (64, 4, ((16, 1), (16, 2), (32, 1), (32, 2), (32, 3), (64, 1), (64, 2))),
+        (64, 8, ((32, 1), (64, 1), (64, 2))),
+        (32, 4, ((16, 2), (32, 1), (32, 2), (64, 2))),
     )
+    for edges, stages in tiles
 )
 """What is tried besides the default."""
 
