@@ -1,7 +1,7 @@
 """Each GPU kernel: right at a real size, its share of its floor, and the published Triton kernel on the same inputs.
 
-python benchmarks/kernels.py [--out FILE.csv] [--their-path FOLDER] [--openequivariance FOLDER] [--tune] [--only WORD]
-    [--atoms N] [--channels N]
+python benchmarks/kernels.py [--out FILE.csv] [--their-path FOLDER] [--openequivariance FOLDER] [--tune]
+    [--compile-only] [--only WORD ...] [--atoms N] [--channels N]
 
 One call does it all. nequip-allegro's kernel is measured where ``import allegro`` works, or from --their-path; it gives
 out = contract(features, environment), so its scatter and the weighted harmonics before it are part of its time, as they
@@ -39,7 +39,7 @@ from nequip_core.testing.kernels import (
     random_graph,
 )
 from nequip_kernels import benchmark, blocks
-from nequip_kernels.benchmark import Figure, Machine, harmonics, row_lengths, seconds
+from nequip_kernels.benchmark import Case, Figure, Machine, harmonics, row_lengths, seconds
 from nequip_kernels.contraction.make import make_contraction
 from nequip_kernels.convolution.make import make_convolution
 from nequip_kernels.mlp import accuracy, reference
@@ -59,7 +59,8 @@ def main() -> None:
     parser.add_argument("--their-path", default="", help="folder of the published packages, if they are not installed")
     parser.add_argument("--openequivariance", default="", help="folder of its source, if it is not installed")
     parser.add_argument("--tune", action="store_true")
-    parser.add_argument("--only", default="")
+    parser.add_argument("--only", nargs="+", default=[""], help="cases whose name holds one of these words")
+    parser.add_argument("--compile-only", action="store_true", help="fill Triton's cache with what --tune tries")
     parser.add_argument("--atoms", type=int, default=5184)
     parser.add_argument("--edges-per-atom", type=int, default=86)
     parser.add_argument("--channels", type=int, default=64)
@@ -68,6 +69,9 @@ def main() -> None:
     if not torch.cuda.is_available():
         sys.exit("benchmarks/kernels.py needs a CUDA device that torch can use; here is none.")
     dtype = getattr(torch, options.dtype)
+    if options.compile_only:
+        benchmark.compile_ahead(wanted(options), options.channels, options.atoms, options.edges_per_atom, dtype)
+        return
     machine = benchmark.measure_machine(CUDA)
     graph = to(random_graph(options.atoms, row_lengths(options.edges_per_atom)), CUDA)
     edges = graph.edge_shift.shape[0]
@@ -102,8 +106,7 @@ def measure_all(
     common: dict[str, Any],
 ) -> None:
     """Add a row for each figure."""
-    found: list[Figure] = []
-    chosen = [case for case in benchmark.cases(options.channels) if options.only in case.name]
+    chosen = wanted(options)
     if options.tune:
         benchmark.compile_ahead(chosen, options.channels, options.atoms, options.edges_per_atom, dtype)
     for case in chosen:
@@ -111,19 +114,29 @@ def measure_all(
         known = {} if isinstance(case.spec, ChainSpec) else deviations(case.spec, dtype)
         for figure in benchmark.measure(case, graph, dtype, machine, tune=options.tune):
             print(figure.line(), flush=True)
-            found.append(figure)
             rows.append(common | of_figure(figure) | known)
+            if options.tune:
+                benchmark.keep([figure], blocks.tuned_file())
         torch.cuda.empty_cache()
         if isinstance(case.spec, ScalarMLPSpec):
             rows += [common | row for row in against_torch(case.name, case.spec, graph.edge_shift.shape[0], dtype)]
     for l_max in (1, 2, 3):
-        if options.only in f"allegro l{l_max} middle":
+        if is_wanted(f"allegro l{l_max} middle", options):
             rows += [common | row for row in against_published(l_max, graph, options.channels, dtype, options)]
-        if options.only in f"nequip l{l_max} middle":
+        if is_wanted(f"nequip l{l_max} middle", options):
             rows += [common | row for row in against_openequivariance(l_max, graph, options.channels, dtype, options)]
     if options.tune:
-        benchmark.keep(found, blocks.tuned_file())
         print(f"Block sizes are in {blocks.tuned_file()}.")
+
+
+def is_wanted(name: str, options: argparse.Namespace) -> bool:
+    """Whether a case is among those that are asked for."""
+    return any(word in name for word in options.only)
+
+
+def wanted(options: argparse.Namespace) -> list[Case]:
+    """The cases that are asked for."""
+    return [case for case in benchmark.cases(options.channels) if is_wanted(case.name, options)]
 
 
 def deviations(spec: Spec, dtype: torch.dtype) -> dict[str, Any]:

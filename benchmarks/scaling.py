@@ -61,7 +61,13 @@ TINY: dict[str, dict[str, object]] = {
     "allegro": {"cutoff": 5.0, "l_max": 1, "num_layers": 1, "num_scalar_features": 8, "num_tensor_features": 4},
     "nequip": {"cutoff": 5.0, "l_max": 1, "num_layers": 1, "num_features": 4},
 }
-COMMON = {"atomic_energies": {"H": -1.0, "C": -1.0, "O": -1.0}, "energy_scale": 1.0, "types": ["H", "C", "O"]}
+COMMON = {
+    "types": ["H", "C", "O"],
+    "atomic_energies": {"H": -1.0, "C": -1.0, "O": -1.0},
+    "energy_scale": 1.0,
+    "avg_num_neighbors": 20.0,
+}
+"""Given, so that all numbers of processes train one model, whose compiled step they find in the caches."""
 
 
 def frames(count: int, atoms: int) -> list[Atoms]:

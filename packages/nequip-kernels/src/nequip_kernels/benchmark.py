@@ -51,15 +51,27 @@ from nequip_kernels.mlp.operators import mlp_pack
 SCHEMA = 1
 REPEATS, FEW, WARM_UP = 20, 5, 3
 CANDIDATES = tuple(
-    Block(*sizes)
+    Block(*sizes, stages)
     for sizes in (
         *((64, 1, 1), (64, 1, 2), (64, 2, 1), (64, 2, 2), (64, 2, 4), (64, 4, 2), (64, 4, 4), (64, 8, 4), (64, 8, 8)),
-        *((32, 2, 1), (32, 4, 2), (32, 4, 4), (32, 8, 4), (128, 1, 2), (128, 1, 4), (128, 2, 4), (128, 4, 4)),
-        *((64, 2, 1, 2), (64, 2, 2, 2), (64, 4, 2, 2), (64, 4, 4, 2), (64, 8, 4, 2), (64, 8, 8, 2), (32, 4, 2, 2)),
-        *((64, 2, 1, 3), (64, 2, 2, 3), (64, 4, 2, 3), (64, 4, 4, 3), (64, 8, 4, 3), (32, 4, 2, 3), (32, 4, 4, 3)),
+        *(
+            (32, 2, 1),
+            (32, 2, 2),
+            (32, 4, 2),
+            (32, 4, 4),
+            (32, 8, 4),
+            (128, 1, 2),
+            (128, 1, 4),
+            (128, 2, 4),
+            (128, 4, 4),
+        ),
     )
+    for stages in (1, 3)
 )
 """What ``--tune`` tries; block sizes of more channels than there are, are left out."""
+MOST_TERMS = 400
+"""Of a thread for a tile. A block that gives it more, and more than one edge and channel, is left out: it spills, and
+compiling it takes minutes."""
 OF_NETWORKS = tuple(
     Block(*sizes)
     for sizes in (
@@ -359,7 +371,8 @@ def _convolution_calls(spec: ConvolutionSpec) -> Callable[[Graph, torch.dtype], 
         h, Y, R = _normal(convolution_shapes(spec, graph), graph, dtype)
         atoms = graph.types.shape[0]
         g = torch.randn(atoms, made.table.dim_out, dtype=dtype, device=h.device)
-        about = (graph.edge_index[1].contiguous(), graph.row_ptr, graph.by_neighbor, graph.neighbor_ptr)
+        # A copy begins where Triton assumes it when it compiles ahead: at a multiple of 16 bytes.
+        about = (graph.edge_index[1].clone(), graph.row_ptr, graph.by_neighbor, graph.neighbor_ptr)
         a, y, r = (torch.randn_like(one) for one in (h, Y, R))
         arguments: dict[str, tuple[Tensor, ...]] = {
             "forward": (h, Y, R, *about[:2]),
@@ -507,7 +520,12 @@ def _calls(name: str, channels: int, atoms: int, edges_per_atom: int, dtype: tor
 def _tried(case: Case, call: Call) -> list[Block]:
     """What tuning tries, the table's first."""
     fits = blocks.next_power_of_two(case.channels)
-    return [call.default, *(one for one in case.candidates if one.channels <= fits and one != call.default)]
+
+    def possible(block: Block) -> bool:
+        of_thread = block.channels * block.edges / (32 * block.warps)
+        return block.channels <= fits and (case.op == SCALAR_MLP or of_thread <= max(1, MOST_TERMS / call.terms))
+
+    return [call.default, *(one for one in case.candidates if one != call.default and possible(one))]
 
 
 def measure(case: Case, graph: Graph, dtype: torch.dtype, machine: Machine, *, tune: bool) -> Iterator[Figure]:

@@ -28,7 +28,7 @@ class Operator(Direct):
     def __init__(self, name: str, compute: Callable[..., Any], *, opaque: bool = False) -> None:
         gives_list = compute.__annotations__["return"] == list[Tensor]
         # Inductor would copy arguments for each call to what strides they had when traced: kernels take any.
-        define: Callable[..., Any] = partial(custom_op, tags=torch.Tag.flexible_layout) if opaque else triton_op
+        define: Callable[..., Any] = partial(custom_op, tags=(torch.Tag.flexible_layout,)) if opaque else triton_op
         super().__init__(define(name, compute, mutates_args=()), compute, gives_list=gives_list)
 
     def register_fake(self, shapes: Callable[..., Any]) -> None:
