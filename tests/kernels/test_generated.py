@@ -214,7 +214,7 @@ def test_blocks_are_those_of_the_architecture_and_tuned_ones_come_first(
     try:
         assert blocks.choose("sm_90", *about, 83, 64) == Block(64, 1, 1)
         assert blocks.choose("sm_90", *about, 84, 64) == Block(64, 8, 4)
-        assert blocks.choose("sm_90", *about, 138, 64) == packaged
+        assert blocks.choose("sm_90", *about, 612, 64) == packaged
         assert blocks.choose("sm_80", *about, 83, 64) == packaged
     finally:
         blocks.rows.cache_clear()
