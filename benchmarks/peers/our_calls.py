@@ -7,6 +7,7 @@ import tempfile
 import time
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,13 +28,13 @@ from nequip_core.plugins.manager import load_registry
 from nequip_core.skin import SkinGraph
 from nequip_core.structure import Structure
 
-KERNELS: dict[str, str | dict[str, str]] = {
-    "eager": "reference",
-    "file": "reference",
-    "kernels": "auto",
-    "chains": {"allegro.chain": "triton"},
+KERNELS: dict[str, dict[str, Any]] = {
+    "eager": {"kernels": "reference"},
+    "file": {"kernels": "reference"},
+    "kernels": {"kernels": "auto", "derivatives": 1},
+    "stored": {"kernels": "auto"},  # features of all layers
 }
-"""By mode."""
+"""By mode: how the model is loaded."""
 
 MANY = 100_000
 """Atoms that may not fit into memory at once: their calls are divided, as in the engines."""
@@ -83,7 +84,7 @@ def main(model_name: str, name: str, threads: int, device: str, mode: str, files
         with tempfile.TemporaryDirectory() as folder:
             source = Path(folder) / "model.nequip.zip"
             package(model_name, types, source)
-            loaded = load_model(source, device=device, kernels=KERNELS[mode])
+            loaded = load_model(source, device=device, **KERNELS[mode])
         if mode != "eager":
             compile_model(loaded, registry.targets["ase"], file, registry, say=lambda text: None)
     if mode != "eager":

@@ -188,7 +188,10 @@ def test_models(name: str) -> None:
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-9 * max(1.0, largest))
 
 
-@pytest.mark.parametrize(("name", "kernel"), [("nequip", "convolve_forward_0"), ("allegro", "contract_forward")])
+@pytest.mark.parametrize(
+    ("name", "kernel"),
+    [("nequip", "convolve_forward_0"), ("allegro", "chain_forward"), ("allegro", "contract_forward")],
+)
 def test_a_compiled_file_runs_the_kernel_that_it_names(name: str, kernel: str, tmp_path: Path) -> None:
     golden = Path(__file__).parents[1] / "golden" / "published"
     source = {"nequip": "nequip-0.16-checkpoint", "allegro": "allegro-0.8-checkpoint"}[name]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from nequip_core.graph import Graph
 from nequip_core.ops.contraction import UnrolledChain
 from nequip_core.ops.select import Ops
 from nequip_core.plugins.manager import load_registry
+from nequip_core.plugins.records import Ref
 from nequip_core.potential import Potential
 from nequip_core.testing import systems
 from nequip_core.testing.checks import SMALLEST, TRACED, Case, make_case
@@ -116,10 +118,21 @@ def test_features_of_the_first_layer_are_nowhere() -> None:
     assert 9 in of_atoms  # environments
 
 
-def test_chains_are_taken_where_they_are_named() -> None:
+def test_chains_are_taken_for_forces_only_or_where_they_are_named() -> None:
     kernels = load_registry().kernels
     specs = contraction_specs(make_case(load_registry().models["allegro"], CONFIGS["two layers"]).config)  # type: ignore[arg-type]
     assert make_chains(Ops(kernels), specs) is None
+    assert make_chains(Ops(kernels, derivatives=1), specs) is None  # the reference is no reason
+    name = "allegro.chain/1/triton"
+    here = replace(kernels[name], devices=frozenset({"cpu"}), refuses=Ref("nequip_core.ops.reference:refuses"))
+    with_ours = {**kernels, name: here}
+    assert make_chains(Ops(with_ours), specs) is None
+    assert make_chains(Ops(with_ours, derivatives=1, request="reference"), specs) is None
+    assert make_chains(Ops(with_ours, request="triton"), specs) is None
+    taken = make_chains(Ops(with_ours, derivatives=1), specs)
+    assert taken is not None
+    assert [type(one) for one in taken] == [KernelChain, KernelChain]
+    assert make_chains(Ops(with_ours, derivatives=1), specs[:1]) is None
     named = make_chains(Ops(kernels, request={"allegro.chain": "reference"}), specs)
     assert named is not None
     assert [type(one) for one in named] == [UnrolledChain, UnrolledChain]

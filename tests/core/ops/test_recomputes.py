@@ -79,6 +79,8 @@ def test_auto_needs_what_training_needs() -> None:
     """Forces are a derivative, and their loss has one by the weights."""
     once = replace(OURS, derivatives=1)
     assert not recomputes(2 * EDGES, REFERENCE, once)
+    assert not recomputes(2 * EDGES, REFERENCE, once, request="ours")
+    assert recomputes(2 * EDGES, REFERENCE, once, derivatives=1)
     assert recomputes(0, REFERENCE, once, request={OP: "ours"})
 
 

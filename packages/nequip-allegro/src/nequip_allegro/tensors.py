@@ -25,10 +25,13 @@ def chain_specs(layers: Sequence[ContractionSpec]) -> list[ChainSpec]:
 
 
 def make_chains(ops: Ops, layers: Sequence[ContractionSpec]) -> nn.ModuleList | None:
-    """None: the features are stored."""
-    if len(layers) < MADE_AGAIN or not ops.is_named(ALLEGRO_CHAIN):
+    """None: the features are stored, as what has no better kernel for a chain, and what is to be trained, does it."""
+    if len(layers) < MADE_AGAIN:
         return None
-    return nn.ModuleList(ops.make(ALLEGRO_CHAIN, spec) for spec in chain_specs(layers))
+    specs = chain_specs(layers)
+    if not (ops.is_named(ALLEGRO_CHAIN) or all(ops.is_quicker(ALLEGRO_CHAIN, spec) for spec in specs)):
+        return None
+    return nn.ModuleList(ops.make(ALLEGRO_CHAIN, spec) for spec in specs)
 
 
 class TensorTrack:

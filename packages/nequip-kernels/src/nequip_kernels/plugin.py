@@ -17,12 +17,12 @@ def nequip_kernels() -> Iterable[KernelEntry]:
     yield _triton("allegro.contract/1", "contraction.make", "contraction")
     yield _triton("nequip.convolution/1", "convolution.make", "convolution")
     yield _triton("scalar_mlp/1", "mlp.make", "mlp")
-    # These three are taken where they are named: nobody has measured them yet.
+    yield replace(_triton("allegro.chain/1", "chain.make", "chain"), derivatives=1)
+    # These two are taken where they are named: the one has been measured for Allegro only, the other is slower.
     layers = _triton("scalar_mlp/1", "mlp.make", "layers")
     yield replace(layers, name="triton_layers", refuses=Ref("nequip_kernels.mlp.make:refuses_layers"), auto=False)
-    yield replace(_triton("allegro.chain/1", "chain.make", "chain"), derivatives=1)
     fused = _triton("nequip.radial_convolution/1", "radial.fused_make", "fused")
-    yield replace(fused, name="triton_fused", derivatives=1)
+    yield replace(fused, name="triton_fused", derivatives=1, auto=False)
     # Weights made again in little memory, for training (`nequip_kernels.radial.parts`).
     parts = replace(_triton("nequip.radial_convolution/1", "radial.make", "radial_convolution"), exportable=False)
     yield parts

@@ -70,7 +70,7 @@ def compiled(model: Path, device: str) -> Path:
     if is_compiled(model):
         return model
     registry = load_registry()
-    eager = load_model(model, device=device, registry=registry)
+    eager = load_model(model, device=device, derivatives=1, registry=registry)
     folder = folder_of("auto")
     assert folder is not None  # "off" alone has none
     where = "cpu" if eager.device.type == "cpu" else f"cuda{capability_of(eager.device)}"

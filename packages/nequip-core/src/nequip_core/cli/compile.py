@@ -48,7 +48,7 @@ def run(argv: list[str]) -> int:
         from nequip_core.cli.loading import load, say
         from nequip_core.export.aoti import compile_model
 
-    loaded = load(options, device=options.device, kernels=options.kernels, dtype=options.dtype)
+    loaded = load(options, device=options.device, kernels=options.kernels, dtype=options.dtype, derivatives=1)
     for op, about in loaded.kernels.items():
         say(f"kernel of {op}: {about['chosen']}" + "".join(f"; {n} can not: {r}" for n, r in about["refused"].items()))
     report = compile_model(loaded, target, options.out, registry, native=options.native, say=say)

@@ -26,6 +26,7 @@ from torch import Tensor
 from torch.export import Dim, ExportedProgram
 from torch.func import functional_call
 
+from nequip_core import launching
 from nequip_core.errors import ArtifactError, CheckError, InputError
 from nequip_core.export.artifact import LoadedModel
 from nequip_core.export.bind import bind
@@ -156,7 +157,7 @@ def compile_model(
             parts[name] = Path(folder) / name / "made.pt2"
             parts[name].parent.mkdir()
             options["aot_inductor.metadata"] = {KEY: metadata.to_json()} if name == MODEL else {}
-            with _without_torchs_warnings():
+            with _without_torchs_warnings(), launching.launching(model.device):
                 torch._inductor.aoti_compile_and_package(part, package_path=str(parts[name]), inductor_configs=options)
         join(parts, whole)
         inductor_s = time.perf_counter() - start
@@ -337,7 +338,7 @@ def _options(device: torch.device, native: bool) -> tuple[str | None, dict[str, 
     # Indices are those of graphs, which are made with care.
     options: dict[str, Any] = {"assert_indirect_indexing": False}
     if device.type != "cpu":
-        return None, options
+        return None, options | launching.OPTIONS
     options["cpp.dynamic_threads"] = True  # as many as the engine has, not as many as are here
     machine, host = this_isa().split(" ", 1)
     # Before 2.13 torch takes all instructions of this CPU, and can not be told otherwise.

@@ -84,6 +84,7 @@ def load_model(
     device: str | torch.device = "cpu",
     kernels: str | Mapping[str, str] = "auto",
     dtype: str | None = None,
+    derivatives: Literal[1, 2] = 2,
     registry: Registry | None = None,
 ) -> LoadedModel:
     """Load a model from a run's folder, a checkpoint, a package or a compiled file.
@@ -98,6 +99,8 @@ def load_model(
         device: "auto" (CUDA where there is one), "cpu", "cuda", "cuda:1".
         kernels: "auto", "reference", a kernel's name, or {operator: name}.
         dtype: "float32" or "float64"; None: the file's.
+        derivatives: 1: of its predictions only forces and stress are asked for, no derivative of these or by weights;
+            "auto" then knows more kernels. For models that are to be compiled.
         registry: of plugins; the installed ones unless given.
 
     Raises:
@@ -112,7 +115,8 @@ def load_model(
     folder = Path(path).is_dir()
     file = checkpoint_file(path, checkpoint) if folder else Path(path)
     members, kind = read_weights(file, weights)
-    model, config, ops = model_of(file, members, registry, kernels=kernels, device=where, dtype=dtype)
+    how: dict[str, Any] = {"kernels": kernels, "device": where, "dtype": dtype, "derivatives": derivatives}
+    model, config, ops = model_of(file, members, registry, **how)
     types = model.info.types
     return LoadedModel(
         potential=Potential(model.to(where)).eval().requires_grad_(False),
@@ -203,6 +207,7 @@ def model_of(
     kernels: str | Mapping[str, str] = "auto",
     device: torch.device = CPU,
     dtype: str | None = None,
+    derivatives: Literal[1, 2] = 2,
 ) -> tuple[EnergyModel, ModelConfig, Ops]:
     """The model that a file's members make, on the CPU with operators for ``device``; its config; its operators.
 
@@ -213,7 +218,8 @@ def model_of(
     config = _config(path, members, entry)
     given = config.dtype
     config.dtype = dtype or given
-    ops = Ops(registry.kernels, request=kernels, dtype=getattr(torch, config.dtype), device=device)
+    kind = getattr(torch, config.dtype)
+    ops = Ops(registry.kernels, request=kernels, dtype=kind, device=device, derivatives=derivatives)
     model = _build(path, entry, config, ops)
     weights = members.weights if config.dtype == given else _cast(members.weights, model)
     _fill(path, model, weights)

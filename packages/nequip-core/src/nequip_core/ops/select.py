@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -36,6 +36,7 @@ class Ops:
             first; fills in the rows of ghosts that other processes own.
         edges: that training computes at a time, of which it follows whether weights of edges are stored; infinity: they
             are not; 0: there is no training, or they are.
+        derivatives: that the model is to have. 2: all that training takes; 1: forces only, as in a compiled file.
     """
 
     def __init__(
@@ -47,6 +48,7 @@ class Ops:
         device: torch.device | str = "cpu",
         exchange: Exchange = identity,
         edges: float = 0.0,
+        derivatives: Literal[1, 2] = 2,
     ) -> None:
         self.kernels = kernels
         self.request = request
@@ -54,6 +56,7 @@ class Ops:
         self.device = torch.device(device)
         self.exchange = exchange
         self.edges = edges
+        self.derivatives = derivatives
         self.report: dict[str, dict[str, Any]] = {}
 
     def make(self, op: str, spec: Any) -> Any:
@@ -80,6 +83,12 @@ class Ops:
         """
         return not isinstance(self.request, str) and self._wanted(op) != "auto"
 
+    def is_quicker(self, op: str, spec: Any) -> bool:
+        """Whether a kernel serves an operator without which a model can do: its reference is no reason to take it."""
+        offered, refused, wanted = self._choice(op, spec)
+        serves = wanted in offered.keys() - refused.keys() - {"reference"}
+        return serves and offered[wanted].derivatives >= self.derivatives
+
     def recomputes(self, op: str, spec: Any, num_weights: int) -> bool:
         """Whether an operator is taken that makes weights of edges where it needs them, as all are too many to store.
 
@@ -95,9 +104,9 @@ class Ops:
             return True
         if not self.edges * num_weights * self.dtype.itemsize > LARGEST_WEIGHTS:
             return False
-        offered, refused, wanted = self._choice(op, spec)
-        serves = wanted in offered.keys() - refused.keys() - {"reference"}
+        serves = self.is_quicker(op, spec)
         if not serves and self.edges == math.inf:
+            _, refused, _ = self._choice(op, spec)
             raise ConfigError(
                 f"training.recompute_weights is true, but no kernel serves {op}: kernels is {self.request}; refused: "
                 f"{refused or 'none is installed (pip install nequip-kernels)'}. Take kernels=auto, or "
@@ -111,8 +120,8 @@ class Ops:
         refused = {name: reason for name, entry in offered.items() if (reason := self._refusal(entry, spec))}
         wanted = self._wanted(op)
         if wanted == "auto":
-            # A model may be trained, whoever builds it. The reference comes last: others are there as they are quicker.
-            whole = {name for name, entry in offered.items() if entry.derivatives == 2 and entry.auto}
+            # The reference comes last: others are there as they are quicker.
+            whole = {name for name, entry in offered.items() if entry.derivatives >= self.derivatives and entry.auto}
             usable = sorted(whole - refused.keys(), key=lambda name: (name == "reference", name))
             wanted = usable[0] if usable else wanted
         return offered, refused, wanted

@@ -69,7 +69,8 @@ class KernelEntry:
     """An implementation of an operator contract of `nequip_core.ops.contracts`.
 
     ``make(spec, dtype, device)``: the callable. ``refuses(spec, dtype, device)``: a reason, or None when it can serve.
-    ``derivatives``: how often it can be differentiated; ``auto`` takes only what has the two of training.
+    ``derivatives``: how often it can be differentiated; ``auto`` takes what has the two of training, and for a compiled
+    file what has the one of forces.
     ``auto``: whether it may be taken without being named, as what nobody has measured should not.
     """
 

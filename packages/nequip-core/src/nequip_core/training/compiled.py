@@ -27,6 +27,7 @@ from torch import Tensor, fx, nn
 from torch._dynamo.utils import counters
 from torch.func import functional_call
 
+from nequip_core import launching
 from nequip_core.data.batch import Batch, Denominators, Labels
 from nequip_core.data.ghost import ATOMS, EDGES, Ghost
 from nequip_core.errors import CheckError
@@ -39,7 +40,7 @@ from nequip_core.tracing import Sizes, TraceError, axes, next_prime, sample_grap
 from nequip_core.training.graphs import Results, StepGraphs
 from nequip_core.training.loss import Loss
 
-CODE = 3
+CODE = 4
 """Number of how code is made here: torch's caches do not see all of it, so another number has another folder."""
 
 SMALLEST = Sizes(2, ATOMS, EDGES)
@@ -67,6 +68,7 @@ OPTIONS: dict[str, Any] = {
 ON_CUDA: dict[str, Any] = {
     # Kernels are launched from C++, not Python: a step of 32 molecules of 30 atoms takes two thirds of the time then.
     "cpp_wrapper": True,
+    **launching.OPTIONS,
 }
 """Likewise, in addition."""
 
@@ -222,7 +224,8 @@ class CompiledFunction:
         self.report.trace_s = round(time.perf_counter() - start, 3)
         if precision == "bf16":
             _multiply_in_bf16(self.graph)
-        options = OPTIONS | (ON_CUDA if example[0].is_cuda else {})
+        self.device = example[0].device
+        options = OPTIONS | (ON_CUDA if self.device.type == "cuda" else {})
         self._compiled: Callable[..., Any] = torch.compile(self.graph, fullgraph=True, dynamic=False, options=options)
 
     def interpret(self, tensors: Sequence[Tensor]) -> Any:
@@ -240,7 +243,13 @@ class CompiledFunction:
         start = time.perf_counter()
         # Otherwise two sizes that happen to be equal would be taken for one.
         shapes = torch.fx.experimental._config.patch(use_duck_shape=False)  # type: ignore[attr-defined]
-        with shapes, _plain_sums(), matmul_precision(self.precision), warnings.catch_warnings():
+        with (
+            shapes,
+            _plain_sums(),
+            matmul_precision(self.precision),
+            launching.launching(self.device),
+            warnings.catch_warnings(),
+        ):
             # Whether to is said by training.matmul_precision.
             warnings.filterwarnings("ignore", message="TensorFloat32 tensor cores")
             yield

@@ -103,6 +103,11 @@ class Sum:
         return self._value
 
 
+def _ready(tensor: Tensor) -> None:
+    """A kernel before the first product: a thread of autograd has no CUDA context before, of which cuBLAS warns."""
+    tensor.new_zeros(())
+
+
 def forward(h: Tensor, matrix: Tensor, all_edges: Edges, spec: str) -> Tensor:
     """Messages summed to their centres."""
     out = Sum()
@@ -115,6 +120,7 @@ def backward(
     h: Tensor, matrix: Tensor, grad: Tensor, all_edges: Edges, spec: str, *, with_matrix: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Derivatives by h, harmonics, hidden, and matrix if that is asked for (else an empty tensor)."""
+    _ready(h)
     d_h, d_harmonics, d_hidden, d_matrix = Sum(), like(all_edges.harmonics), like(all_edges.hidden), Sum()
     for place, edges in all_edges.parts(matrix, alive=2):
         of_h, d_harmonics[place], d_weights = convolve_backward.compute(
@@ -140,6 +146,7 @@ def double_backward(
     spec: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Derivatives by grad, h, harmonics, hidden and matrix of sums of the first derivatives times directions."""
+    _ready(h)
     of_grad, of_h, of_matrix = Sum(), Sum(), Sum()
     of_harmonics, of_hidden = like(all_edges.harmonics), like(all_edges.hidden)
     for place, edges in all_edges.parts(matrix, alive=3):
