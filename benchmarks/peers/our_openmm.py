@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from openmm import unit
 from timing import answer, median_ms, report
-from water_flow import SKIN, STEPS, ns_per_day, read, simulation, start
+from water_flow import SKIN, STEPS, ns_per_day, read, simulation, start, without_forces
 
 import nequip_openmm
 from nequip_core.export.artifact import load_model
@@ -27,6 +27,7 @@ def main(model: str, name: str, threads: int, device: str, backend: str) -> None
     options = {"device": device, "skin": SKIN, "remove_cm_motion": False}
     system = nequip_openmm.create_system(pdb.topology, path, backend, **options)
     flow = simulation(pdb, system, device, threads)
+    alone = simulation(pdb, without_forces(pdb, system), device, threads)
 
     box = np.array(pdb.topology.getPeriodicBoxVectors().value_in_unit(unit.angstrom))
     structure = Structure(
@@ -45,7 +46,8 @@ def main(model: str, name: str, threads: int, device: str, backend: str) -> None
     def measure() -> dict[str, float]:
         call_ms = median_ms(call, device)
         step_ms = median_ms(lambda: flow.step(STEPS), device) / STEPS
-        figures = {"step_ms": step_ms, "ns_per_day": ns_per_day(step_ms), "call_ms": call_ms}
+        openmm_ms = median_ms(lambda: alone.step(STEPS), device) / STEPS
+        figures = {"step_ms": step_ms, "ns_per_day": ns_per_day(step_ms), "call_ms": call_ms, "openmm_ms": openmm_ms}
         return figures | {"overhead_percent": 100 * (step_ms / call_ms - 1)}
 
     report(**start(flow))

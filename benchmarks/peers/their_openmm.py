@@ -37,7 +37,7 @@ def main(model: str, name: str, threads: int, device: str, mode: str) -> None:
         step_ms = median_ms(lambda: flow.step(1), device)
         nothing = float("nan")
         figures = {"step_ms": step_ms, "ns_per_day": ns_per_day(step_ms)}
-        return figures | {"call_ms": nothing, "overhead_percent": nothing}
+        return figures | {"call_ms": nothing, "openmm_ms": nothing, "overhead_percent": nothing}
 
     report(**start(flow))
     answer(measure)

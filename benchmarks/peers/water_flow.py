@@ -46,6 +46,15 @@ def simulation(pdb: Any, system: openmm.System, device: str, threads: int) -> ap
     return made
 
 
+def without_forces(pdb: Any, system: openmm.System) -> openmm.System:
+    """The same particles and box: what OpenMM itself does in a step."""
+    made = openmm.System()
+    made.setDefaultPeriodicBoxVectors(*system.getDefaultPeriodicBoxVectors())
+    for _ in pdb.topology.atoms():
+        made.addParticle(MASS)
+    return made
+
+
 def start(made: app.Simulation) -> dict[str, object]:
     """The potential energy at the start, and where it is computed."""
     energy = made.context.getState(energy=True).getPotentialEnergy()

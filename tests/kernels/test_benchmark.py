@@ -42,7 +42,7 @@ def test_the_floor_is_what_must_be_moved() -> None:
 
 def test_every_case_has_a_path_to_each_result() -> None:
     names = [case.name for case in benchmark.cases(8)]
-    assert len(names) == len(set(names)) == 31
+    assert len(names) == len(set(names)) == 35
     for case in benchmark.cases(8):
         if isinstance(case.spec, ContractionSpec):
             assert all(paths for _, paths in Table(case.spec, 1).by_output())

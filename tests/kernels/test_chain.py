@@ -10,8 +10,9 @@ from nequip_core.errors import InputError
 from nequip_core.graph import Graph
 from nequip_core.ops.contracts import ChainSpec
 from nequip_core.testing.kernels import random_graph
+from nequip_kernels import requirements
 from nequip_kernels.chain import operators
-from nequip_kernels.chain.make import KernelChain, make_chain
+from nequip_kernels.chain.make import KernelChain, make_chain, refuses
 
 CPU = torch.device("cpu")
 
@@ -24,6 +25,17 @@ def test_on_the_cpu_operators_are_the_reference(spec: ChainSpec) -> None:
 @pytest.mark.parametrize("spec", chains(1, coupled=False))
 def test_one_environment_weight_for_all_degrees(spec: ChainSpec) -> None:
     check(spec, torch.float64, CPU, degrees=1)
+
+
+def test_what_the_kernels_refuse(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three layers of l_max 2 with parity are served, l_max 3 stores its features."""
+    monkeypatch.setattr(requirements, "missing", lambda device: None)
+    assert [refuses(spec, torch.float32, CPU) for spec in chains(2)] == [None, None]
+    _, both = chains(3, parity=False, layers=2)
+    assert (
+        refuses(both, torch.float32, CPU)
+        == "its couplings have 369 terms, and a chain at most 300: features are stored"
+    )
 
 
 def inputs(spec: ChainSpec, graph: Graph) -> tuple[torch.Tensor, torch.Tensor, list[torch.Tensor], list[torch.Tensor]]:

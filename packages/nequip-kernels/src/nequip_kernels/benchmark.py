@@ -41,6 +41,7 @@ from nequip_core.testing.kernels import contraction_shapes, convolution_shapes, 
 from nequip_kernels import blocks, floors
 from nequip_kernels.blocks import Block, Row
 from nequip_kernels.chain import kernels as chain
+from nequip_kernels.chain.make import TERMS, terms_of
 from nequip_kernels.contraction import kernels as contraction
 from nequip_kernels.convolution import kernels as convolution
 from nequip_kernels.floors import Floor
@@ -259,6 +260,7 @@ def cases(channels: int) -> Iterator[Case]:
             "first": ContractionSpec(plain, plain, l_max, channels, True, True, scalars_apart=True),
             "middle": ContractionSpec(plain, plain, l_max, channels, True, False, scalars_apart=True),
             "last": ContractionSpec(plain, (SCALAR,), l_max, channels, True, False),
+            "parity first": ContractionSpec(plain, reached, l_max, channels, True, True, scalars_apart=True),
             "parity": ContractionSpec(reached, plain, l_max, channels, True, False, scalars_apart=True),
         }
         for name, spec in layers.items():
@@ -267,8 +269,11 @@ def cases(channels: int) -> Iterator[Case]:
         chains = {
             "first": ChainSpec((scalars,), passes=True),
             "last": ChainSpec((layers["first"], layers["last"])),
+            "parity": ChainSpec((layers["parity first"], layers["parity"])),
         }
         for name, chained in chains.items():
+            if terms_of(chained) > TERMS:
+                continue
             yield Case(f"chain l{l_max} {name}", ALLEGRO_CHAIN, chained, channels, _chain_calls(chained))
         hidden = Irreps((irrep, channels) for irrep in plain)
         for name, convolved in {
