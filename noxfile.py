@@ -178,7 +178,8 @@ def torch_versions(session: nox.Session) -> None:
                 "pytest-xdist",
                 "hypothesis",
             )
-            tests = [f"tests/core/{name}.py" for name in ("test_tracing", "training/test_compiled", "export/test_aoti")]
+            names = ("test_tracing", "test_launching", "training/test_compiled", "export/test_aoti")
+            tests = [f"tests/core/{name}.py" for name in names]
             options = ["-p", "no:cacheprovider", "-o", "filterwarnings=default"]  # other versions warn of other things
             path = f"{exe.parent}{os.pathsep}{os.environ['PATH']}"
             run(session, exe, "-m", "pytest", *options, *tests, PATH=path)
