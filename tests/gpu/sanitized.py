@@ -16,6 +16,8 @@ import torch
 from tests.gpu.test_radial_fused import results, spec_of
 from tests.kernels.chains import chains
 from tests.kernels.chains import deviations as of_chain
+from tests.kernels.tables import check as of_table
+from tests.kernels.tables import spec_of as table_spec
 
 from nequip_allegro.model import AllegroConfig, contraction_specs
 from nequip_core.graph import to
@@ -50,6 +52,8 @@ def main() -> None:
         deviations = of_chain(chain, torch.float32, device, lengths=LENGTHS)
         print(f"{type(chain).__name__}: {max(deviations.values()):.1e}", flush=True)
     for l_max, channels in ((1, 24), (2, 64)):
+        deviations = of_table(table_spec(l_max, channels), torch.float32, device, lengths=LENGTHS)
+        print(f"Convolution by a table: {max(deviations.values()):.1e}", flush=True)
         graph = to(random_graph(6, LENGTHS), device)
         found, expected = (
             results(spec_of(l_max, channels, 64), graph, torch.float32, kind, fused=kind == torch.float32)

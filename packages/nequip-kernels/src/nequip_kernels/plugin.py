@@ -23,6 +23,8 @@ def nequip_kernels() -> Iterable[KernelEntry]:
     yield replace(layers, name="triton_layers", refuses=Ref("nequip_kernels.mlp.make:refuses_layers"), auto=False)
     fused = _triton("nequip.radial_convolution/1", "radial.fused_make", "fused")
     yield replace(fused, name="triton_fused", derivatives=1, auto=False)
+    tabulated = _triton("nequip.tabulated_convolution/1", "tabulated.make", "tabulated")
+    yield replace(tabulated, derivatives=1, auto=False, dtypes=frozenset({"float32"}))
     # Weights made again in little memory, for training (`nequip_kernels.radial.parts`).
     parts = replace(_triton("nequip.radial_convolution/1", "radial.make", "radial_convolution"), exportable=False)
     yield parts

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from nequip_core.errors import ConfigError
@@ -26,12 +26,15 @@ from nequip_core.nn.gate import Gate
 from nequip_core.nn.linear import EquivariantLinear, SelfConnection
 from nequip_core.nn.mlp import MLP
 from nequip_core.nn.radial import BesselBasis, ScaledDistance
+from nequip_core.nn.tabulated import INTERVALS, RadialTable, places
 from nequip_core.o3 import SCALAR, Blocks, Irrep, Irreps, couplings
 from nequip_core.ops.contracts import (
     NEQUIP_CONVOLUTION,
     NEQUIP_RADIAL_CONVOLUTION,
+    NEQUIP_TABULATED_CONVOLUTION,
     ConvolutionSpec,
     RadialConvolutionSpec,
+    TabulatedConvolutionSpec,
 )
 from nequip_core.ops.kept import Kept
 from nequip_core.ops.select import Exchange, Ops, identity
@@ -72,10 +75,11 @@ class Atoms(NamedTuple):
 
 
 class Edges(NamedTuple):
-    """What all layers see of the edges, in the model's dtype."""
+    """What all layers see of the edges, in the model's dtype: of the distance either the basis or places in tables."""
 
     harmonics: Float[Tensor, "edges components"]
-    radial: Float[Tensor, "edges bessels"]
+    radial: Float[Tensor, "edges bessels"] | None
+    places: tuple[Int[Tensor, "edges"], Float[Tensor, "edges"]] | None
 
 
 class Interaction(nn.Module):
@@ -111,6 +115,12 @@ class Interaction(nn.Module):
         else:
             self.radial = MLP(widths, config.nonlinearity)
             self.convolution = ops.make(NEQUIP_RADIAL_CONVOLUTION, with_radial)
+        of_table = TabulatedConvolutionSpec(spec, INTERVALS)
+        by_table = self.stores_weights and (
+            ops.is_named(NEQUIP_TABULATED_CONVOLUTION) or ops.is_quicker(NEQUIP_TABULATED_CONVOLUTION, of_table)
+        )
+        self.table = RadialTable(self.radial.spec) if by_table else None
+        self.tabulated = ops.make(NEQUIP_TABULATED_CONVOLUTION, of_table) if by_table else None
         self.irreps_messages = spec.irreps_out
         self.gate = Gate(irreps_out)
         self.linear_out = EquivariantLinear(spec.irreps_out, self.gate.irreps_in)
@@ -124,6 +134,7 @@ class Interaction(nn.Module):
         edges: Edges,
         atoms: Atoms,
         graph: Graph,
+        bessels: BesselBasis,
     ) -> Float[Tensor, "atoms features_out"]:
         """Features after this layer."""
         blocks = self.irreps_in.split(h)
@@ -131,8 +142,7 @@ class Interaction(nn.Module):
         if self.norm_of_sender:
             messages = _scaled(messages, atoms.norm)
         sent = self.exchange(self.irreps_in.join(messages))
-        weights = (self.radial(edges.radial),) if self.stores_weights else self.radial.before_last(edges.radial)
-        received = self.convolution(sent, edges.harmonics, *weights, graph)
+        received = self._received(sent, edges, graph, bessels)
         update: Blocks = self.linear_out(self.irreps_messages.split(received))
         if not self.norm_of_sender:
             update = _scaled(update, atoms.norm)
@@ -140,6 +150,20 @@ class Interaction(nn.Module):
             for irrep, block in self.self_connection(blocks, atoms.embedding, atoms.types).items():
                 update[irrep] = update[irrep] + block
         return self.irreps_out.join(self.gate(update))
+
+    def _received(self, sent: Tensor, edges: Edges, graph: Graph, bessels: BesselBasis) -> Tensor:
+        """The convolution."""
+        received: Tensor
+        if edges.places is not None:
+            assert self.table is not None
+            assert self.tabulated is not None
+            table = self.table(bessels, list(self.radial.weights))
+            received = self.tabulated(sent, edges.harmonics, *edges.places, table, graph)
+            return received
+        assert edges.radial is not None
+        weights = (self.radial(edges.radial),) if self.stores_weights else self.radial.before_last(edges.radial)
+        received = self.convolution(sent, edges.harmonics, *weights, graph)
+        return received
 
 
 class NequIP(nn.Module):
@@ -176,16 +200,20 @@ class NequIP(nn.Module):
         """Energy of each atom, dimensionless, from edge vectors in Å; zero for an atom without edges."""
         dtype = self.info.torch_dtype
         distance, harmonics = self.harmonics.of(edge_vectors)
+        scaled = self.distance(graph, distance)
+        # Tables have no derivative by the weights that they are made of.
+        by_table = not self.training and all(layer.table is not None for layer in self.layers)
         edges = Edges(
             harmonics=harmonics.to(dtype),
-            radial=self.bessels(self.distance(graph, distance)).to(dtype),
+            radial=None if by_table else self.bessels(scaled).to(dtype),
+            places=places(scaled, dtype) if by_table else None,
         )
         types = one_hot(graph.types, len(self.info.types), dtype)
         norms: Tensor = self.norm_of_types(lambda norm: norm.to(dtype), self.norm)
         atoms = Atoms(types, self.embedding, of_types(norms, graph.types)[:, None, None])
         h = of_types(self.embedding, graph.types)
         for layer in self.layers:
-            h = layer(h, edges, atoms, graph)
+            h = layer(h, edges, atoms, graph, self.bessels)
         energy: Tensor = self.readout(h)
         return energy.squeeze(1)
 

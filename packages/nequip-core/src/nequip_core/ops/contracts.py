@@ -31,6 +31,18 @@ nequip.radial_convolution/1
 
     Differentiable twice with respect to h, harmonics, hidden and matrix. Deterministic.
 
+nequip.tabulated_convolution/1
+    nequip.convolution/1 of weights that are cubic functions of the distance, piece by piece, and in no memory.
+
+    ``convolution(h, harmonics, place, fraction, table, graph) -> out``
+
+    place      [edges], int32, the number of the edge's interval
+    fraction   [edges], where the edge is in it, from 0 to 1
+    table      [intervals + 1, 4, num_weights]: weights = t0 + fraction (t1 + fraction (t2 + fraction t3)); the last
+               row is of all edges beyond the cut-off, and zero
+
+    Differentiable once, with respect to h, harmonics and fraction. Deterministic.
+
 allegro.contract/1
     One tensor-product layer of Allegro (arXiv:2204.05249, eq. 15-17): each atom's environment, the sum over its edges
     of weighted harmonics, contracted with the tensor features of the same edges.
@@ -170,6 +182,22 @@ class RadialConvolutionSpec:
 
     convolution: ConvolutionSpec
     width: int
+
+
+NEQUIP_TABULATED_CONVOLUTION = "nequip.tabulated_convolution/1"
+
+
+@dataclass(frozen=True)
+class TabulatedConvolutionSpec:
+    """A convolution whose weights come from a table.
+
+    Attributes:
+        convolution: what is coupled.
+        intervals: from distance zero to the cut-off.
+    """
+
+    convolution: ConvolutionSpec
+    intervals: int
 
 
 ALLEGRO_CONTRACT = "allegro.contract/1"

@@ -12,13 +12,13 @@ from itertools import groupby
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
 from nequip_core.graph import Graph
 from nequip_core.o3 import Irrep, wigner_3j
-from nequip_core.ops.contracts import ConvolutionSpec, Path, RadialConvolutionSpec
+from nequip_core.ops.contracts import ConvolutionSpec, Path, RadialConvolutionSpec, TabulatedConvolutionSpec
 from nequip_core.ops.segment import gather, segment_sum
 
 
@@ -55,6 +55,41 @@ class RadialConvolution(nn.Module):
         """See nequip_core.ops.contracts."""
         result: Tensor = self.convolution(h, harmonics, hidden @ matrix, graph)
         return result
+
+
+def make_tabulated_convolution(spec: TabulatedConvolutionSpec, dtype: torch.dtype, device: torch.device) -> nn.Module:
+    """The reference of nequip.tabulated_convolution/1, which stores the weights."""
+    return TabulatedConvolution(make_convolution(spec.convolution, dtype, device))
+
+
+class TabulatedConvolution(nn.Module):
+    """nequip.tabulated_convolution/1 by an operator of nequip.convolution/1."""
+
+    def __init__(self, convolution: nn.Module) -> None:
+        super().__init__()
+        self.convolution = convolution
+
+    def forward(
+        self,
+        h: Float[Tensor, "atoms features_in"],
+        harmonics: Float[Tensor, "edges components"],
+        place: Int[Tensor, "edges"],
+        fraction: Float[Tensor, "edges"],
+        table: Float[Tensor, "rows 4 num_weights"],
+        graph: Graph,
+    ) -> Float[Tensor, "atoms features_out"]:
+        """See nequip_core.ops.contracts."""
+        result: Tensor = self.convolution(h, harmonics, of_table(table, place, fraction), graph)
+        return result
+
+
+def of_table(
+    table: Float[Tensor, "rows 4 num_weights"], place: Int[Tensor, "edges"], fraction: Float[Tensor, "edges"]
+) -> Float[Tensor, "edges num_weights"]:
+    """The weights of each edge."""
+    first, second, third, fourth = table.index_select(0, place).unbind(1)
+    t = fraction.unsqueeze(1)
+    return first + t * (second + t * (third + t * fourth))
 
 
 class TwoForms(nn.Module):

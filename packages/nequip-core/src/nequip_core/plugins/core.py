@@ -51,6 +51,7 @@ def nequip_models() -> Iterable[ModelEntry]:
 REFERENCES = (
     ("nequip.convolution/1", "reference", "make_convolution"),
     ("nequip.radial_convolution/1", "reference", "make_radial_convolution"),
+    ("nequip.tabulated_convolution/1", "reference", "make_tabulated_convolution"),
     ("allegro.contract/1", "contraction", "make_contraction"),
     ("allegro.chain/1", "contraction", "make_chain"),
     ("scalar_mlp/1", "mlp", "make_mlp"),
