@@ -33,6 +33,7 @@ KERNELS: dict[str, dict[str, Any]] = {
     "file": {"kernels": "reference"},
     "kernels": {"kernels": "auto", "derivatives": 1},
     "stored": {"kernels": "auto"},  # features of all layers
+    "tabulated": {"kernels": {"nequip.tabulated_convolution": "triton"}, "derivatives": 1},
 }
 """By mode: how the model is loaded."""
 
