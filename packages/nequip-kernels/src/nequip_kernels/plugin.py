@@ -18,8 +18,8 @@ def nequip_kernels() -> Iterable[KernelEntry]:
     yield _triton("nequip.convolution/1", "convolution.make", "convolution")
     yield _triton("scalar_mlp/1", "mlp.make", "mlp")
     yield replace(_triton("allegro.chain/1", "chain.make", "chain"), derivatives=1)
-    # What is not `auto` is taken where it is named. Layers have been measured for Allegro only, the fused convolution is
-    # slower than stored weights, and the tabulated one has not been measured.
+    # What is not `auto` is taken where it is named. Layers have been measured for Allegro only, the fused convolution
+    # is slower than stored weights, and the tabulated one has not been measured.
     layers = _triton("scalar_mlp/1", "mlp.make", "layers")
     yield replace(layers, name="triton_layers", refuses=Ref("nequip_kernels.mlp.make:refuses_layers"), auto=False)
     fused = _triton("nequip.radial_convolution/1", "radial.fused_make", "fused")
