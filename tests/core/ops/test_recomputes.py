@@ -87,6 +87,7 @@ def test_auto_needs_what_training_needs() -> None:
 def test_auto_takes_nothing_that_wants_to_be_named() -> None:
     shy = replace(OURS, auto=False)
     assert not recomputes(2 * EDGES, REFERENCE, shy)
+    assert not recomputes(2 * EDGES, REFERENCE, shy, request="ours")  # a name for all operators
     assert recomputes(0, REFERENCE, shy, request={OP: "ours"})
 
 

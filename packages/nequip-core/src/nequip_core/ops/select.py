@@ -84,10 +84,14 @@ class Ops:
         return not isinstance(self.request, str) and self._wanted(op) != "auto"
 
     def is_quicker(self, op: str, spec: Any) -> bool:
-        """Whether a kernel serves an operator without which a model can do: its reference is no reason to take it."""
+        """Whether a kernel serves an operator without which a model can do: its reference is no reason to take it.
+
+        A kernel's name for all operators does not take one that wants to be named for its own.
+        """
         offered, refused, wanted = self._choice(op, spec)
-        serves = wanted in offered.keys() - refused.keys() - {"reference"}
-        return serves and offered[wanted].derivatives >= self.derivatives
+        if wanted not in offered.keys() - refused.keys() - {"reference"}:
+            return False
+        return offered[wanted].auto and offered[wanted].derivatives >= self.derivatives
 
     def recomputes(self, op: str, spec: Any, num_weights: int) -> bool:
         """Whether an operator is taken that makes weights of edges where it needs them, as all are too many to store.

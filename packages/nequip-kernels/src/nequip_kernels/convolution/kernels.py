@@ -41,6 +41,26 @@ def kernels_of(text: str) -> Kernels:
     return Kernels(read_spec(text), {name: Block(*block) for name, block in json.loads(text)["blocks"].items()})
 
 
+def room_for_messages(table: Table, harmonics: Tensor) -> Tensor:
+    """One for each edge, of the features' width."""
+    shape = harmonics.shape[0], table.dim_in
+    # Irreps from which no path comes are written by nobody.
+    complete = len(table.groups) == len(table.spec.irreps_in.blocks)
+    return harmonics.new_empty(shape) if complete else harmonics.new_zeros(shape)
+
+
+def collected(
+    functions: Functions, block: Block, messages: Tensor, h: Tensor, by_neighbor: Tensor, neighbor_ptr: Tensor
+) -> Tensor:
+    """Sums of messages over the edges to each neighbour, as many rows as h; ``functions`` have `generate.collect`."""
+    width = messages.shape[1]
+    out = h.new_empty(h.shape[0], width)
+    grid = neighbor_ptr.shape[0], -(-width // block.channels)
+    tensors = messages, by_neighbor, out, neighbor_ptr
+    functions.launch("convolve_collect", grid, block.constants(width), block, *tensors)
+    return out
+
+
 class Kernels:
     """Generated, compiled by Triton at the first launch.
 
@@ -74,9 +94,17 @@ class Kernels:
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Derivatives by h, harmonics and weights."""
         inputs = (*contiguous(h, harmonics, weights, grad), neighbor.contiguous())
-        messages, sums, d_weights = self._messages(harmonics), self._slots("backward", harmonics), like(weights)
+        messages, sums, d_weights = (
+            room_for_messages(self.table, harmonics),
+            self._slots("backward", harmonics),
+            like(weights),
+        )
         self._sweep("backward", row_ptr, *inputs, messages, sums, d_weights)
-        return self._collect(messages, h, by_neighbor, neighbor_ptr), sums.sum(1), d_weights
+        return (
+            collected(self.functions, self.blocks["collect"], messages, by_neighbor, neighbor_ptr),
+            sums.sum(1),
+            d_weights,
+        )
 
     def double_backward(
         self,
@@ -95,10 +123,15 @@ class Kernels:
         """Derivatives by grad, h, harmonics and weights of sums of the first derivatives times directions."""
         numbers = contiguous(h, harmonics, weights, grad, to_h, to_harmonics, to_weights)
         inputs = (*numbers, neighbor.contiguous())
-        of_grad, messages = like(grad), self._messages(harmonics)
+        of_grad, messages = like(grad), room_for_messages(self.table, harmonics)
         sums, of_weights = self._slots("double_backward", harmonics), like(weights)
         self._sweep("double_backward", row_ptr, *inputs, of_grad, messages, sums, of_weights)
-        return of_grad, self._collect(messages, h, by_neighbor, neighbor_ptr), sums.sum(1), of_weights
+        return (
+            of_grad,
+            collected(self.functions, self.blocks["collect"], messages, by_neighbor, neighbor_ptr),
+            sums.sum(1),
+            of_weights,
+        )
 
     def _sweep(self, name: str, row_ptr: Tensor, *tensors: Tensor) -> None:
         """One launch for each irrep of the features."""
@@ -112,22 +145,6 @@ class Kernels:
             grid = row_ptr.shape[0], programs
             self.functions.launch(f"convolve_{name}_{n}", grid, sizes, block, *tensors, row_ptr)
             slot += programs
-
-    def _collect(self, messages: Tensor, h: Tensor, by_neighbor: Tensor, neighbor_ptr: Tensor) -> Tensor:
-        """Sums of the messages' derivatives over the edges to each neighbour."""
-        block, width = self.blocks["collect"], self.table.dim_in
-        out = h.new_empty(h.shape[0], width)
-        sizes = block.constants(width)
-        grid = neighbor_ptr.shape[0], -(-width // block.channels)
-        self.functions.launch("convolve_collect", grid, sizes, block, messages, by_neighbor, out, neighbor_ptr)
-        return out
-
-    def _messages(self, harmonics: Tensor) -> Tensor:
-        """One for each edge, of the features' width."""
-        shape = harmonics.shape[0], self.table.dim_in
-        # Irreps from which no path comes are written by nobody.
-        complete = len(self.table.groups) == len(self.spec.irreps_in.blocks)
-        return harmonics.new_empty(shape) if complete else harmonics.new_zeros(shape)
 
     def _number_of_slots(self, name: str) -> int:
         """Programs that share an edge."""

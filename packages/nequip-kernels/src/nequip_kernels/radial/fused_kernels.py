@@ -11,6 +11,7 @@ from torch import Tensor
 from nequip_core.ops.contracts import NEQUIP_CONVOLUTION, RadialConvolutionSpec
 from nequip_kernels import sources
 from nequip_kernels.blocks import Block, choose
+from nequip_kernels.convolution.kernels import collected, room_for_messages
 from nequip_kernels.convolution.table import Group, Table, read_spec, write_spec
 from nequip_kernels.launch import Functions, contiguous, like
 from nequip_kernels.radial.fused_generate import SWEEPS, channels_of, source
@@ -99,15 +100,13 @@ class Kernels:
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Derivatives by h, harmonics and hidden."""
         groups, edges = self.table.groups, harmonics.shape[0]
-        # Irreps from which no path comes are written by nobody.
-        complete = len(groups) == len(self.spec.convolution.irreps_in.blocks)
-        shape = edges, self.table.dim_in
-        messages = h.new_empty(shape) if complete else h.new_zeros(shape)
+        messages = room_for_messages(self.table, harmonics)
         sums, d_hidden = h.new_empty(edges, len(groups), self.table.components), like(hidden)
         inputs = (*contiguous(h, harmonics, hidden, matrix, transposed, grad), neighbor.contiguous())
         for n in range(len(groups)):
             self.sweep("backward", n, *inputs, messages, sums, d_hidden, row_ptr)
-        return self._collect(messages, h, by_neighbor, neighbor_ptr), sums.sum(1), d_hidden
+        d_h = collected(self.functions, self.blocks["collect"], messages, by_neighbor, neighbor_ptr)
+        return d_h, sums.sum(1), d_hidden
 
     def sweep(self, name: str, n: int, *tensors: Tensor) -> None:
         """The part of one irrep of the features; backward it adds to d_hidden what those before left there."""
@@ -116,11 +115,3 @@ class Kernels:
         if name == "backward":  # whose programs take one block of channels after the other
             sizes, programs = sizes | {"SLOT": n, "SLOTS": len(self.table.groups), "ADD": int(n > 0)}, 1
         self.functions.launch(f"radial_{name}_{n}", (row_ptr.shape[0], programs), sizes, block, *tensors)
-
-    def _collect(self, messages: Tensor, h: Tensor, by_neighbor: Tensor, neighbor_ptr: Tensor) -> Tensor:
-        """Sums of the messages' derivatives over the edges to each neighbour."""
-        out, width, block = like(h), self.table.dim_in, self.blocks["collect"]
-        grid = neighbor_ptr.shape[0], -(-width // block.channels)
-        tensors = messages, by_neighbor, out, neighbor_ptr
-        self.functions.launch("convolve_collect", grid, block.constants(width), block, *tensors)
-        return out

@@ -11,8 +11,9 @@ from torch import Tensor
 from nequip_core.ops.contracts import NEQUIP_CONVOLUTION, NEQUIP_TABULATED_CONVOLUTION, TabulatedConvolutionSpec
 from nequip_kernels import sources
 from nequip_kernels.blocks import Block, choose
+from nequip_kernels.convolution.kernels import collected, room_for_messages
 from nequip_kernels.convolution.table import Table, read_spec, write_spec
-from nequip_kernels.launch import Functions, contiguous, like
+from nequip_kernels.launch import Functions, contiguous
 from nequip_kernels.tabulated.generate import SWEEPS, source
 
 
@@ -78,16 +79,14 @@ class Kernels:
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Derivatives by h, harmonics and fraction."""
         edges, components = harmonics.shape
-        # Irreps from which no path comes are written by nobody.
-        complete = len(self.table.groups) == len(self.table.spec.irreps_in.blocks)
-        shape = edges, self.table.dim_in
-        messages = h.new_empty(shape) if complete else h.new_zeros(shape)
+        messages = room_for_messages(self.table, harmonics)
         sums = h.new_empty(edges, self._slots("backward"), components + 1)
         inputs = contiguous(h, harmonics, place, fraction, weights, grad, neighbor)
         self._sweep("backward", row_ptr, *inputs, messages, sums)
         total = sums.sum(1)
         d_harmonics, d_fraction = total[:, :components].contiguous(), total[:, components].contiguous()
-        return self._collect(messages, h, by_neighbor, neighbor_ptr), d_harmonics, d_fraction
+        d_h = collected(self.functions, self.blocks["collect"], messages, by_neighbor, neighbor_ptr)
+        return d_h, d_harmonics, d_fraction
 
     def _sweep(self, name: str, row_ptr: Tensor, *tensors: Tensor) -> None:
         """One launch for each irrep of the features."""
@@ -100,14 +99,6 @@ class Kernels:
             grid = row_ptr.shape[0], programs
             self.functions.launch(f"tabulated_{name}_{n}", grid, sizes, block, *tensors, row_ptr)
             slot += programs
-
-    def _collect(self, messages: Tensor, h: Tensor, by_neighbor: Tensor, neighbor_ptr: Tensor) -> Tensor:
-        """Sums of the messages' derivatives over the edges to each neighbour."""
-        out, width, block = like(h), self.table.dim_in, self.blocks["collect"]
-        grid = neighbor_ptr.shape[0], -(-width // block.channels)
-        tensors = messages, by_neighbor, out, neighbor_ptr
-        self.functions.launch("convolve_collect", grid, block.constants(width), block, *tensors)
-        return out
 
     def _programs(self, name: str, n: int) -> int:
         """That share an atom."""
