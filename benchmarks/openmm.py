@@ -6,9 +6,9 @@ python benchmarks/openmm.py [--device cuda] [--theirs PYTHON] [--their-path FOLD
 All sides of a case have the same weights and structure and take turns. `step_ms` is the mean time of a step of 0.5 fs,
 neighbours listed anew every 40 steps included (peers/water_flow.py says how the atoms move); `call_ms` that of a call
 of the compiled model with a graph that is there, and `overhead_percent` what a step takes beyond it; `openmm_ms` is a
-step of OpenMM without any force. The interpreter
-of --theirs, or the folder of --their-path, has nequip, openmm and openmmml. --files keeps models and systems;
---compile-only makes them and measures nothing, so that several models can be compiled at the same time.
+step of OpenMM without any force. The interpreter of --theirs, or the folder of --their-path, has nequip, openmm and
+openmmml. --files keeps models and systems; --compile-only makes them and measures nothing, so that several models can
+be compiled at the same time.
 
 On a GPU, with the wheels openmm 8.6.1, openmm-cuda-13 and acellera-openmmtorch-cu13 1.10 in a folder, torch 2.11:
 

@@ -101,7 +101,7 @@ class Kernels:
         )
         self._sweep("backward", row_ptr, *inputs, messages, sums, d_weights)
         return (
-            collected(self.functions, self.blocks["collect"], messages, by_neighbor, neighbor_ptr),
+            collected(self.functions, self.blocks["collect"], messages, h, by_neighbor, neighbor_ptr),
             sums.sum(1),
             d_weights,
         )
@@ -128,7 +128,7 @@ class Kernels:
         self._sweep("double_backward", row_ptr, *inputs, of_grad, messages, sums, of_weights)
         return (
             of_grad,
-            collected(self.functions, self.blocks["collect"], messages, by_neighbor, neighbor_ptr),
+            collected(self.functions, self.blocks["collect"], messages, h, by_neighbor, neighbor_ptr),
             sums.sum(1),
             of_weights,
         )

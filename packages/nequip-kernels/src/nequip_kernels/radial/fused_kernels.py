@@ -105,7 +105,7 @@ class Kernels:
         inputs = (*contiguous(h, harmonics, hidden, matrix, transposed, grad), neighbor.contiguous())
         for n in range(len(groups)):
             self.sweep("backward", n, *inputs, messages, sums, d_hidden, row_ptr)
-        d_h = collected(self.functions, self.blocks["collect"], messages, by_neighbor, neighbor_ptr)
+        d_h = collected(self.functions, self.blocks["collect"], messages, h, by_neighbor, neighbor_ptr)
         return d_h, sums.sum(1), d_hidden
 
     def sweep(self, name: str, n: int, *tensors: Tensor) -> None:

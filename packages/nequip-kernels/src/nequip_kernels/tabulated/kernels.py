@@ -85,7 +85,7 @@ class Kernels:
         self._sweep("backward", row_ptr, *inputs, messages, sums)
         total = sums.sum(1)
         d_harmonics, d_fraction = total[:, :components].contiguous(), total[:, components].contiguous()
-        d_h = collected(self.functions, self.blocks["collect"], messages, by_neighbor, neighbor_ptr)
+        d_h = collected(self.functions, self.blocks["collect"], messages, h, by_neighbor, neighbor_ptr)
         return d_h, d_harmonics, d_fraction
 
     def _sweep(self, name: str, row_ptr: Tensor, *tensors: Tensor) -> None:
