@@ -29,7 +29,13 @@ from torch import Tensor
 
 from nequip_core.graph import Graph, to
 from nequip_core.o3 import Irreps
-from nequip_core.ops.contracts import ChainSpec, ContractionSpec, ConvolutionSpec, ScalarMLPSpec
+from nequip_core.ops.contracts import (
+    ChainSpec,
+    ContractionSpec,
+    ConvolutionSpec,
+    ScalarMLPSpec,
+    TabulatedConvolutionSpec,
+)
 from nequip_core.testing.kernels import (
     Spec,
     check_kernel,
@@ -110,8 +116,8 @@ def measure_all(
     if options.tune:
         benchmark.compile_ahead(chosen, options.channels, options.atoms, options.edges_per_atom, dtype)
     for case in chosen:
-        # Chains have a test of their own, tests/gpu/test_chain.py.
-        known = {} if isinstance(case.spec, ChainSpec) else deviations(case.spec, dtype)
+        # These have tests of their own, tests/gpu/test_chain.py and test_tabulated.py.
+        known = {} if isinstance(case.spec, ChainSpec | TabulatedConvolutionSpec) else deviations(case.spec, dtype)
         for figure in benchmark.measure(case, graph, dtype, machine, tune=options.tune):
             print(figure.line(), flush=True)
             rows.append(common | of_figure(figure) | known)

@@ -214,7 +214,9 @@ def test_the_benchmark(tmp_path: Path) -> None:
     command = ["benchmark", "kernels", "--only", "l1 middle", "--atoms", "200", "--json", str(out)]
     assert main(command) == 0
     report = json.loads(out.read_text())
-    assert {one["case"] for one in report["kernels"]} == {"allegro l1 middle", "nequip l1 middle"}
+    assert {one["case"] for one in report["kernels"]} == {
+        f"{name} l1 middle" for name in ("allegro", "nequip", "tabulated")
+    }
     assert all(one["seconds"] > 0 and 0 < one["share"] < 2 for one in report["kernels"])
 
 

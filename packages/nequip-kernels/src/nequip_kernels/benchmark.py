@@ -30,12 +30,14 @@ from nequip_core.ops.contracts import (
     ALLEGRO_CHAIN,
     ALLEGRO_CONTRACT,
     NEQUIP_CONVOLUTION,
+    NEQUIP_TABULATED_CONVOLUTION,
     SCALAR_MLP,
     ChainSpec,
     ContractionSpec,
     ConvolutionSpec,
     RadialConvolutionSpec,
     ScalarMLPSpec,
+    TabulatedConvolutionSpec,
 )
 from nequip_core.testing.kernels import contraction_shapes, convolution_shapes, mlp_shapes, random_graph
 from nequip_kernels import blocks, floors
@@ -48,8 +50,11 @@ from nequip_kernels.floors import Floor
 from nequip_kernels.launch import compiling_only
 from nequip_kernels.mlp import kernels as mlp
 from nequip_kernels.mlp.operators import mlp_pack
+from nequip_kernels.tabulated import kernels as tabulated
 
 SCHEMA = 1
+INTERVALS = 1024
+"""Of tables of weights, as models have them (`nequip_core.nn.tabulated`, which kernels do not know)."""
 REPEATS, FEW, WARM_UP = 20, 5, 3
 CANDIDATES = tuple(
     Block(*sizes, stages)
@@ -231,7 +236,9 @@ class Case(NamedTuple):
 
     name: str
     op: str
-    spec: ContractionSpec | ChainSpec | ConvolutionSpec | RadialConvolutionSpec | ScalarMLPSpec
+    spec: (
+        ContractionSpec | ChainSpec | ConvolutionSpec | RadialConvolutionSpec | TabulatedConvolutionSpec | ScalarMLPSpec
+    )
     channels: int
     calls: Callable[[Graph, torch.dtype], Iterator[Call]]
     candidates: tuple[Block, ...] = CANDIDATES
@@ -282,6 +289,14 @@ def cases(channels: int) -> Iterator[Case]:
         }.items():
             yield Case(
                 f"nequip l{l_max} {name}", NEQUIP_CONVOLUTION, convolved, channels, _convolution_calls(convolved)
+            )
+            by_table = TabulatedConvolutionSpec(convolved, INTERVALS)
+            yield Case(
+                f"tabulated l{l_max} {name}",
+                NEQUIP_TABULATED_CONVOLUTION,
+                by_table,
+                channels,
+                _tabulated_calls(by_table),
             )
     for name, network in networks(channels).items():
         yield Case(f"mlp {name}", SCALAR_MLP, network, max(network.widths), _mlp_calls(network), OF_NETWORKS)
@@ -390,6 +405,36 @@ def _convolution_calls(spec: ConvolutionSpec) -> Callable[[Graph, torch.dtype], 
             def make(block: Block, name: str = name, given: tuple[Tensor, ...] = given) -> Callable[[], Any]:
                 changed = {f"{name}_{n}": block for n in range(len(made.table.groups))}
                 kernels = convolution.Kernels(spec, made.blocks | changed)
+                return lambda: getattr(kernels, name)(*given)
+
+            yield Call(name, terms, floor[name], make, made.blocks[f"{name}_0"])
+
+    return calls
+
+
+def _tabulated_calls(spec: TabulatedConvolutionSpec) -> Callable[[Graph, torch.dtype], Iterator[Call]]:
+    def calls(graph: Graph, dtype: torch.dtype) -> Iterator[Call]:
+        text = tabulated.describe(spec, blocks.architecture_of(graph.types.device), dtype)
+        made = tabulated.kernels_of(text)
+        terms = max(group.terms for group in made.table.groups)
+        shapes = convolution_shapes(spec.convolution, graph)
+        weights = shapes.popitem()[1][1]
+        h, Y = _normal(shapes, graph, dtype)
+        rows, edges = (spec.intervals + 1, 4, weights), Y.shape[0]
+        table, fraction = _normal({"table": rows, "fraction": (edges,)}, graph, dtype)
+        place = torch.randint(0, spec.intervals, (edges,), dtype=torch.int32, device=h.device)
+        g = torch.randn(h.shape[0], made.table.dim_out, dtype=dtype, device=h.device)
+        about = (graph.edge_index[1].clone(), graph.row_ptr, graph.by_neighbor, graph.neighbor_ptr)
+        arguments: dict[str, tuple[Tensor, ...]] = {
+            "forward": (h, Y, place, fraction, table, *about[:2]),
+            "backward": (h, Y, place, fraction, table, g, *about),
+        }
+        floor = floors.of_tabulated(spec, h.shape[0], edges, h.element_size())
+        for name, given in arguments.items():
+
+            def make(block: Block, name: str = name, given: tuple[Tensor, ...] = given) -> Callable[[], Any]:
+                changed = {f"{name}_{n}": block for n in range(len(made.table.groups))}
+                kernels = tabulated.Kernels(made.table, made.blocks | changed)
                 return lambda: getattr(kernels, name)(*given)
 
             yield Call(name, terms, floor[name], make, made.blocks[f"{name}_0"])

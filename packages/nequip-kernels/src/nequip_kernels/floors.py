@@ -15,6 +15,7 @@ from nequip_core.ops.contracts import (
     ConvolutionSpec,
     RadialConvolutionSpec,
     ScalarMLPSpec,
+    TabulatedConvolutionSpec,
 )
 from nequip_kernels.contraction.table import Table as ContractionTable
 from nequip_kernels.convolution.table import Table as ConvolutionTable
@@ -107,6 +108,20 @@ def of_convolution(spec: ConvolutionSpec, atoms: int, edges: int, itemsize: int)
         "forward": Floor(itemsize * (weights + harmonics + h + out), 3 * products),
         "backward": Floor(itemsize * (2 * (weights + harmonics + h) + out), 8 * products),
         "double_backward": Floor(itemsize * (3 * (weights + harmonics + h) + 2 * out), 18 * products),
+    }
+
+
+def of_tabulated(spec: TabulatedConvolutionSpec, atoms: int, edges: int, itemsize: int) -> dict[str, Floor]:
+    """The floor of a convolution with weights from a table, which like features comes from the cache but once."""
+    table = ConvolutionTable(spec.convolution)
+    edge, harmonics = edges * (4 + itemsize), edges * table.components
+    h, out = atoms * table.dim_in, atoms * table.dim_out
+    rows = (spec.intervals + 1) * 4 * spec.convolution.num_weights
+    weights = edges * spec.convolution.num_weights
+    products = edges * sum(group.terms * group.channels for group in table.groups)
+    return {
+        "forward": Floor(edge + itemsize * (harmonics + rows + h + out), 3 * products + 6 * weights),
+        "backward": Floor(edge + itemsize * (edges + 2 * (harmonics + h) + rows + out), 8 * products + 12 * weights),
     }
 
 
