@@ -17,7 +17,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from nequip_allegro.tensors import TensorTrack, make_chains
+from nequip_allegro.hidden import HiddenWeights, narrower
+from nequip_allegro.tensors import MADE_AGAIN, TensorTrack, make_chains
 from nequip_allegro.two_body import BesselEmbedding, SplineEmbedding
 from nequip_core.errors import ConfigError
 from nequip_core.graph import Graph
@@ -87,8 +88,8 @@ class Allegro(nn.Module):
         self.tensor_weights = MLP([scalars, of_tensors], ops=of_training)
         self.first = MLP([scalars, scalars + weights], ops=of_training, outputs=[scalars, weights])
         # The last layer of the two-body network and these two are linear: one map, where they are not trained.
-        two_body = self.two_body_mlp.spec
-        self.opening = ops.make(SCALAR_MLP, dataclasses.replace(two_body, outputs=(of_tensors, scalars, weights)))
+        self.opening_spec = dataclasses.replace(self.two_body_mlp.spec, outputs=(of_tensors, scalars, weights))
+        self.opening = ops.make(SCALAR_MLP, self.opening_spec)
         # A single number or one for each type of centre; both become one for each type.
         self.register_buffer("norm", per_type(config.avg_num_neighbors, info.types).rsqrt(), persistent=False)
         self.norm: Tensor
@@ -97,13 +98,12 @@ class Allegro(nn.Module):
 
         specs = contraction_specs(config)
         self.contractions = nn.ModuleList(ops.make(ALLEGRO_CONTRACT, spec) for spec in specs)
-        self.chains = make_chains(ops, specs)
         self.path_weights = nn.ParameterList(
             torch.empty(len(spec.paths), channels if spec.coupled else 1).uniform_(-math.sqrt(3), math.sqrt(3))
             for spec in specs
         )
         self.scaled_paths = [Kept() for _ in specs]
-        self.latents = nn.ModuleList(
+        latents = [
             MLP(
                 [
                     scalars * (n + 1) + channels,
@@ -116,6 +116,17 @@ class Allegro(nn.Module):
                 outputs=[scalars, weights] if n < config.num_layers - 1 else None,
             )
             for n in range(config.num_layers)
+        ]
+        self.latents = nn.ModuleList(latents)
+        # Where features are made again, environments are made from the hidden layers before their weights.
+        networks = [self.opening_spec, *(one.spec for one in latents[:-1])][:MADE_AGAIN]
+        widths = [narrower(one) for one in networks]
+        narrow = len(widths) == MADE_AGAIN and all(widths)
+        self.chains = make_chains(ops, specs, widths) if narrow else make_chains(ops, specs)
+        self.hidden = (
+            nn.ModuleList(HiddenWeights(one, self.degrees, config.l_max, ops) for one in networks)
+            if narrow and self.chains is not None
+            else None
         )
         self.readout = MLP(
             [scalars * (config.num_layers + 1), *config.readout_mlp, 1],
@@ -137,16 +148,22 @@ class Allegro(nn.Module):
         # which are few; one for each type to the environment weights of each edge.
         of_edges = None if self.one_norm else norm[centre]
 
-        tensors, scalars, weights = self._open(pairs)
         # Chains have no derivative by their weights.
-        chains = None if self.training else self.chains
+        chains, hidden = (None, None) if self.training else (self.chains, self.hidden)
+        (tensors, scalars, weights), mixing = self._open(pairs)
         tensor_track = TensorTrack(self.contractions, chains, self._by_degree(tensors), harmonics, graph)
         track = [scalars]
         layers = zip(self.path_weights, self.scaled_paths, self.latents, strict=True)
         for n, (path_weights, scaled, network) in enumerate(layers):
-            environment = self._by_degree(weights if of_edges is None else of_edges * weights)
+            of_environment = weights if of_edges is None else of_edges * weights
+            environment = self._by_degree(of_environment) if mixing is None else of_environment.unsqueeze(1)
             paths = scaled(_first_times, norms, path_weights) if self.one_norm else path_weights
-            latent = network(*track, tensor_track(n, environment, paths))
+            inputs = *track, tensor_track(n, environment, paths, mixing)
+            if hidden is not None and n + 1 < len(hidden):
+                assert isinstance(network, MLP)
+                latent, mixing = hidden[n + 1](inputs, list(network.weights))
+            else:
+                latent, mixing = network(*inputs), None
             # The last layer has no next environment.
             scalars, *rest = [latent] if isinstance(latent, Tensor) else latent
             weights = rest[0] if rest else weights
@@ -154,13 +171,18 @@ class Allegro(nn.Module):
         energy = segment_sum(self.readout(*track), centre, graph.row_ptr)
         return (energy * norm).squeeze(1) * math.sqrt(0.5)
 
-    def _open(self, pairs: Float[Tensor, "edges inputs"]) -> Sequence[Tensor]:
-        """Of the embedding of pairs: weights of tensors, scalars, weights of the first environment."""
+    def _open(self, pairs: Float[Tensor, "edges inputs"]) -> tuple[Sequence[Tensor], Tensor | None]:
+        """Of the embedding of pairs: weights of tensors, scalars, weights of the first environment.
+
+        The last may be a hidden layer instead, with what multiplies its sums.
+        """
         if self.training:
             scalars = self.two_body_mlp(pairs)
-            return self.tensor_weights(scalars), *self.first(scalars)
+            return (self.tensor_weights(scalars), *self.first(scalars)), None
         weights = *self.two_body_mlp.weights, self.tensor_weights.weights[0], self.first.weights[0]
-        opened: Sequence[Tensor] = self.opening([pairs], self.opening_weights(self._join, *weights))
+        joined = self.opening_weights(self._join, *weights)
+        opened: tuple[Sequence[Tensor], Tensor | None]
+        opened = (self.opening([pairs], joined), None) if self.hidden is None else self.hidden[0]([pairs], joined)
         return opened
 
     def _join(self, *weights: Tensor) -> list[Tensor]:

@@ -257,6 +257,13 @@ def _environment(env_weights: Tensor, harmonics: Tensor, l_max: int, graph: Grap
     return segment_sum(weighted, graph.edge_index[0], graph.row_ptr)
 
 
+def mixed(
+    sums: Float[Tensor, "atoms components width"], mixing: Float[Tensor, "components width channels"] | None
+) -> Float[Tensor, "atoms components channels"]:
+    """The environment, from sums of hidden layers; without ``mixing`` they are it."""
+    return sums if mixing is None else torch.einsum("nmh,mhu->nmu", sums, mixing)
+
+
 class UnrolledChain(nn.Module):
     """allegro.chain/1, one layer after the other."""
 
@@ -273,10 +280,11 @@ class UnrolledChain(nn.Module):
         env_weights: Float[Tensor, "edges env_degrees channels"],
         path_weights: Sequence[Float[Tensor, "paths channels_or_1"]],
         graph: Graph,
+        mixing: Float[Tensor, "components width channels"] | None = None,
     ) -> tuple[Tensor, ...]:
         """See nequip_core.ops.contracts."""
         last = self.spec.layers[-1]
-        own = _environment(env_weights, harmonics, last.l_max, graph)
+        own = mixed(_environment(env_weights, harmonics, last.l_max, graph), mixing)
         columns: Sequence[Tensor] = (_by_component(factors, last.l_max) * harmonics.unsqueeze(2)).unbind(1)
         for layer, environment, weights in zip(self.layers, [*environments, own], path_weights, strict=True):
             columns = layer.couple(columns, environment, weights, graph)

@@ -70,13 +70,16 @@ allegro.chain/1
     Several layers of allegro.contract/1 from the first on, of which only the last one's result exists: the features
     between them are made again from the first ones' factors and the environments of the layers before.
 
-    ``chain(factors, harmonics, environments, env_weights, path_weights, graph)
+    ``chain(factors, harmonics, environments, env_weights, path_weights, graph, mixing)
         -> (out, environment[, scalars][, factors_again])``
 
     factors, harmonics, out, scalars   as above, of the first layer and of the last
     environments    [atoms, (l_max + 1)^2, channels] of all layers but the last, a sequence: what the chains of these
                     gave as their environment
-    env_weights     of the last layer
+    env_weights     of the last layer; with ``width`` [edges, 1, width], the last hidden layer of the network that gives
+                    the weights, whose last matrix then is
+    mixing          [(l_max + 1)^2, width, channels], for each component; else None. Sums over edges are multiplied by
+                    it in the place of each edge's hidden layer: the environment is linear in its weights
     path_weights    of all layers, a sequence
     environment     of the last layer
     factors_again   the factors, with ``passes`` only: who takes them from here has their gradients added by the kernel
@@ -268,10 +271,12 @@ class ChainSpec:
     Attributes:
         layers: from the first on, whose features come as factors; each takes what the one before gives.
         passes: whether the factors are wanted once more.
+        width: of the hidden layer in the place of the last layer's environment weights; 0: of these.
     """
 
     layers: tuple[ContractionSpec, ...]
     passes: bool = False
+    width: int = 0
 
 
 SCALAR_MLP = "scalar_mlp/1"
@@ -346,6 +351,7 @@ class Chain(Protocol):
         env_weights: Float[Tensor, "edges env_degrees channels"],
         path_weights: Sequence[Float[Tensor, "paths channels_or_1"]],
         graph: Graph,
+        mixing: Float[Tensor, "components width channels"] | None = None,
     ) -> tuple[Tensor, ...]:
         """What the last layer gives, its environment, its scalars and the factors if they are wanted."""
         ...

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from nequip_core.graph import Graph
+from nequip_core.ops.contraction import mixed
 from nequip_core.ops.contracts import ChainSpec
 from nequip_kernels import requirements
 from nequip_kernels.blocks import architecture_of
@@ -45,7 +47,10 @@ class KernelChain(nn.Module):
 
         super().__init__()
         self.spec = spec
-        self.text = describe(spec, architecture_of(device), dtype)
+        self.text = self.of_sums = describe(spec, architecture_of(device), dtype)
+        if spec.width:
+            layers = tuple(replace(layer, channels=spec.width) for layer in spec.layers)
+            self.of_sums = describe(ChainSpec(layers), architecture_of(device), dtype)
 
     def forward(
         self,
@@ -55,6 +60,7 @@ class KernelChain(nn.Module):
         env_weights: Float[Tensor, "edges env_degrees channels"],
         path_weights: Sequence[Float[Tensor, "paths channels_or_1"]],
         graph: Graph,
+        mixing: Float[Tensor, "components width channels"] | None = None,
     ) -> tuple[Tensor, ...]:
         """See nequip_core.ops.contracts.
 
@@ -63,8 +69,8 @@ class KernelChain(nn.Module):
         """
         from nequip_kernels.chain.operators import chain, environment
 
-        self._check(factors, harmonics, environments, env_weights, path_weights)
-        own = environment(env_weights, harmonics, graph.row_ptr, self.text)
+        self._check(factors, harmonics, environments, env_weights, path_weights, mixing)
+        own = mixed(environment(env_weights, harmonics, graph.row_ptr, self.of_sums), mixing)
         around, paths = [*environments, own], list(path_weights)
         out, *more = chain(factors, harmonics, around, paths, graph.row_ptr, self.text)
         return out, own, *more
@@ -76,6 +82,7 @@ class KernelChain(nn.Module):
         environments: Sequence[Tensor],
         env_weights: Tensor,
         path_weights: Sequence[Tensor],
+        mixing: Tensor | None,
     ) -> None:
         """A kernel reads what it was made for, whatever is there."""
         first, layers = self.spec.layers[0], self.spec.layers
@@ -86,6 +93,9 @@ class KernelChain(nn.Module):
             "harmonics": [(components,)],
             "env_weights": [(1, first.channels), (degrees, first.channels)],
         }
+        if (width := self.spec.width) and mixing is not None:
+            expected["env_weights"] = [(1, width)]
+            given["mixing"], expected["mixing"] = mixing, [(width, first.channels)]
         for n, tensor in enumerate(environments):
             given[f"environment {n}"], expected[f"environment {n}"] = tensor, [(components, first.channels)]
         for name, tensor in given.items():
@@ -96,6 +106,8 @@ class KernelChain(nn.Module):
                 )
         rows = [tuple(one.shape) for one in path_weights]
         wanted = [(len(layer.paths), layer.channels if layer.coupled else 1) for layer in layers]
+        if bool(self.spec.width) != (mixing is not None):
+            raise ValueError(f"A chain of hidden layers of width {self.spec.width} takes mixing, and no other does.")
         if rows != wanted or len(environments) != len(layers) - 1:
             raise ValueError(
                 f"A chain of {len(layers)} layers takes {len(layers) - 1} environments and path weights of the shapes "
