@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 from tests.kernels.tables import SPEC, check, inputs
 
 from nequip_core.errors import ConfigError
+from nequip_core.models.base import Settling
 from nequip_core.models.build import build_model
 from nequip_core.models.nequip import NequIP
 from nequip_core.nn.mlp import MLP
@@ -114,6 +116,52 @@ def test_in_training_the_network_is_computed(case: Case) -> None:
     found.backward()
 
 
-def test_nobody_takes_it_who_does_not_name_it(case: Case) -> None:
-    ops = Ops(load_registry().kernels, dtype=torch.float32, device="cuda", derivatives=1)
-    assert not ops.is_quicker(NEQUIP_TABULATED_CONVOLUTION, SPEC)
+@pytest.mark.parametrize(
+    ("taken", "options"),
+    [
+        (True, {}),
+        (False, {"derivatives": 2}),
+        (False, {"dtype": torch.float64}),
+        (False, {"device": "cpu"}),
+        (False, {"request": "reference"}),
+        (False, {"request": {"nequip.tabulated_convolution": "none"}}),
+    ],
+)
+def test_files_for_cuda_take_it(taken: bool, options: dict[str, Any]) -> None:
+    kernels = dict(load_registry().kernels)
+    name = f"{NEQUIP_TABULATED_CONVOLUTION}/triton"
+    kernels[name] = replace(kernels[name], refuses=Ref("nequip_core.ops.reference:refuses"))  # as on any machine
+    given: dict[str, Any] = {"dtype": torch.float32, "device": "cuda", "derivatives": 1} | options
+    assert Ops(kernels, **given).is_quicker(NEQUIP_TABULATED_CONVOLUTION, SPEC) is taken
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_a_model_that_is_too_steep_keeps_its_networks(case: Case, named: bool) -> None:
+    """Unless the tables were named, which is an error then."""
+    kernels = dict(load_registry().kernels)
+    name = f"{NEQUIP_TABULATED_CONVOLUTION}/triton"
+    here = {"devices": frozenset({"cpu"}), "refuses": Ref("nequip_core.ops.reference:refuses")}
+    kernels[name] = replace(kernels[name], dtypes=frozenset({"float64"}), **here)  # type: ignore[arg-type]
+    request = {NEQUIP_TABULATED_CONVOLUTION: "triton"} if named else "auto"
+    ops = Ops(kernels, dtype=torch.float64, derivatives=1, request=request)
+    model = build_model(case.entry, case.config, ops)
+    (architecture,) = (one for one in model.modules() if isinstance(one, NequIP))
+    assert isinstance(architecture, Settling)
+    architecture.settle(ops)
+    assert all(layer.tabulated is not None for layer in architecture.layers)
+    assert ops.report[NEQUIP_TABULATED_CONVOLUTION]["chosen"] == "triton"
+    with torch.no_grad():
+        architecture.layers[1].radial.weights[0].mul_(30)
+    if named:
+        with pytest.raises(ConfigError, match=r"'triton' can not compute nequip.tabulated_convolution/1: a radial "):
+            architecture.settle(ops)
+        return
+    architecture.settle(ops)
+    about = ops.report[NEQUIP_TABULATED_CONVOLUTION]
+    assert about["chosen"] == "none"
+    assert "too steep for a table of 1024 intervals" in about["refused"]["triton"]
+    potential = Potential(model).eval().requires_grad_(False)
+    plain = copy.deepcopy(case.potential)
+    plain.model.load_state_dict(model.state_dict())
+    graph = case.graph(*[*systems.systems().values()][:2])
+    assert torch.equal(potential(graph).forces, plain(graph).forces)

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from nequip_core.errors import ArtifactError, InputError
+from nequip_core.errors import ArtifactError, ConfigError, InputError
 from nequip_core.export.artifact import load_model
 from nequip_core.export.package import (
     Members,
@@ -124,6 +124,20 @@ def test_a_missing_checkpoint_says_which_there_are(checkpoint: Write, tmp_path: 
     checkpoint(tmp_path / "checkpoints" / "last.ckpt")
     with pytest.raises(ArtifactError, match="There are: last; choose one with --checkpoint"):
         load_model(tmp_path)
+
+
+def test_a_kernel_that_can_not_serve_the_weights(write_model: Write, tmp_path: Path) -> None:
+    """Tables of radial networks: the architecture looks at the weights of the file."""
+    path = write_model(tmp_path / "a.nequip.zip", **SMALL)
+    named = {"nequip.tabulated_convolution": "reference"}
+    assert load_model(path, kernels=named).kernels["nequip.tabulated_convolution/1"]["chosen"] == "reference"
+    members = read_package(path)
+    (first, *_) = [name for name in members.weights if ".radial." in name]
+    members.weights[first].mul_(100)
+    members.manifest["model_hash"] = model_hash(members.model, members.weights)
+    write_package(path, members)
+    with pytest.raises(ConfigError, match=r"'reference' can not compute .* too steep for a table .* Choose another"):
+        load_model(path, kernels=named)
 
 
 def test_an_unknown_model_names_the_distribution(write_model: Write, tmp_path: Path) -> None:

@@ -18,14 +18,14 @@ def nequip_kernels() -> Iterable[KernelEntry]:
     yield _triton("nequip.convolution/1", "convolution.make", "convolution")
     yield _triton("scalar_mlp/1", "mlp.make", "mlp")
     yield replace(_triton("allegro.chain/1", "chain.make", "chain"), derivatives=1)
-    # What is not `auto` is taken where it is named. Layers have been measured for Allegro only, the fused convolution
-    # is slower than stored weights, and the tabulated one has not been measured.
+    tabulated = _triton("nequip.tabulated_convolution/1", "tabulated.make", "tabulated")
+    yield replace(tabulated, derivatives=1, dtypes=frozenset({"float32"}))
+    # What is not `auto` is taken where it is named. Layers have been measured for Allegro only, and the fused
+    # convolution is slower than stored weights.
     layers = _triton("scalar_mlp/1", "mlp.make", "layers")
     yield replace(layers, name="triton_layers", refuses=Ref("nequip_kernels.mlp.make:refuses_layers"), auto=False)
     fused = _triton("nequip.radial_convolution/1", "radial.fused_make", "fused")
     yield replace(fused, name="triton_fused", derivatives=1, auto=False)
-    tabulated = _triton("nequip.tabulated_convolution/1", "tabulated.make", "tabulated")
-    yield replace(tabulated, derivatives=1, auto=False, dtypes=frozenset({"float32"}))
     # Weights made again in little memory, for training (`nequip_kernels.radial.parts`).
     parts = replace(_triton("nequip.radial_convolution/1", "radial.make", "radial_convolution"), exportable=False)
     yield parts

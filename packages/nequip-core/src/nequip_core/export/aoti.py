@@ -46,6 +46,7 @@ from nequip_core.graph import Graph, edge_vectors, filter_edges, to
 from nequip_core.models.base import ModelInfo
 from nequip_core.narrow import MOST_EDGES, Narrow, Narrowing, Wide, graph_of, wide_of
 from nequip_core.ops.segment import sum_bags, take_rows
+from nequip_core.ops.select import NOTHING
 from nequip_core.plugins.manager import Registry
 from nequip_core.plugins.records import TargetEntry
 from nequip_core.potential import Potential
@@ -323,6 +324,8 @@ def _libraries(model: LoadedModel, registry: Registry) -> dict[str, str]:
     """Versions of what the chosen kernels need at run time besides torch."""
     libraries: dict[str, str] = {}
     for op, about in model.kernels.items():
+        if about["chosen"] == NOTHING:
+            continue
         entry = next(one for one in registry.kernels.values() if (one.op, one.name) == (op, about["chosen"]))
         if not entry.exportable:
             raise InputError(

@@ -12,7 +12,7 @@ import torch
 from nequip_core.errors import ArtifactError, ConfigError, InputError
 from nequip_core.export.compiled import CompiledPotential, Run, is_compiled, load_compiled, read_metadata
 from nequip_core.export.package import Json, Members, Tensors, is_checkpoint, read_package
-from nequip_core.models.base import EnergyModel, ModelConfig, ModelInfo
+from nequip_core.models.base import EnergyModel, ModelConfig, ModelInfo, Settling
 from nequip_core.models.build import build_model
 from nequip_core.ops.select import Ops
 from nequip_core.plugins.manager import Registry, load_registry
@@ -223,6 +223,8 @@ def model_of(
     model = _build(path, entry, config, ops)
     weights = members.weights if config.dtype == given else _cast(members.weights, model)
     _fill(path, model, weights)
+    if isinstance(model.architecture, Settling):
+        model.architecture.settle(ops)
     return model, config, ops
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -17,8 +17,18 @@ from torch import Tensor, nn
 from nequip_core.graph import Graph
 from nequip_core.keys import MISSING, key
 from nequip_core.nn.embedding import of_types
+from nequip_core.ops.select import Ops
 
-__all__ = ["Architecture", "ArchitectureConfig", "EnergyModel", "ModelConfig", "ModelInfo", "key", "per_type"]
+__all__ = [
+    "Architecture",
+    "ArchitectureConfig",
+    "EnergyModel",
+    "ModelConfig",
+    "ModelInfo",
+    "Settling",
+    "key",
+    "per_type",
+]
 
 
 @dataclass
@@ -91,6 +101,19 @@ class Architecture(Protocol):
 
     def __call__(self, graph: Graph, edge_vectors: Float[Tensor, "edges 3"]) -> Float[Tensor, "atoms"]:
         """Dimensionless atomic energies."""
+        ...
+
+
+@runtime_checkable
+class Settling(Protocol):
+    """An architecture whose choice of kernels hangs on its weights."""
+
+    def settle(self, ops: Ops) -> None:
+        """Called once, when the weights of a file are loaded: gives up what can not serve them (`Ops.withdraw`).
+
+        Raises:
+            ConfigError: it was named.
+        """
         ...
 
 

@@ -26,7 +26,7 @@ from nequip_core.nn.gate import Gate
 from nequip_core.nn.linear import EquivariantLinear, SelfConnection
 from nequip_core.nn.mlp import MLP
 from nequip_core.nn.radial import BesselBasis, ScaledDistance
-from nequip_core.nn.tabulated import INTERVALS, RadialTable, places
+from nequip_core.nn.tabulated import INTERVALS, LARGEST_DEVIATION, RadialTable, places, too_steep
 from nequip_core.o3 import SCALAR, Blocks, Irrep, Irreps, couplings
 from nequip_core.ops.contracts import (
     NEQUIP_CONVOLUTION,
@@ -195,6 +195,19 @@ class NequIP(nn.Module):
         auto = config.readout_nonlinearity == "auto"
         nonlinearity = config.nonlinearity if auto else config.readout_nonlinearity
         self.readout = MLP([before_and_after[-1].dim, *config.readout_mlp, 1], nonlinearity)
+
+    def settle(self, ops: Ops) -> None:
+        """Tables stand for radial networks that are not too steep for them; see `nequip_core.models.base.Settling`."""
+        layers = [layer for layer in self.layers if isinstance(layer, Interaction)]
+        deviations = [
+            layer.table.deviation(self.bessels, list(layer.radial.weights))
+            for layer in layers
+            if layer.table is not None
+        ]
+        if not all(deviation <= LARGEST_DEVIATION for deviation in deviations):
+            ops.withdraw(NEQUIP_TABULATED_CONVOLUTION, too_steep(max(deviations)))
+            for layer in layers:
+                layer.table = layer.tabulated = None
 
     def forward(self, graph: Graph, edge_vectors: Float[Tensor, "edges 3"]) -> Float[Tensor, "atoms"]:
         """Energy of each atom, dimensionless, from edge vectors in Å; zero for an atom without edges."""

@@ -37,6 +37,14 @@ def places(x: Float[Tensor, "edges 1"], dtype: torch.dtype) -> tuple[Int[Tensor,
     return place.to(torch.int32), (at - place).to(dtype)
 
 
+def too_steep(deviation: float) -> str:
+    """Why a table can not stand for a network."""
+    return (
+        f"a radial network of this model is too steep for a table of {INTERVALS} intervals: slopes would be off by up "
+        f"to {deviation:.1e} of the largest one (allowed: {LARGEST_DEVIATION:.0e})"
+    )
+
+
 class RadialTable(nn.Module):
     """The table of one network, see nequip.tabulated_convolution/1 in `nequip_core.ops.contracts`.
 
@@ -68,30 +76,38 @@ class RadialTable(nn.Module):
         table: Tensor = self.kept(partial(self._make, bessels), *weights, bessels.frequencies)
         return table
 
+    def deviation(self, bessels: BesselBasis, weights: Sequence[Tensor]) -> float:
+        """Of the table's slopes from the network's: a bound, as a part of the largest slope.
+
+        Hermite's cubic deviates most in the middle of an interval, with a fourth derivative M by M / 384 (intervals of
+        length 1), and its slope by at most M / (72 sqrt(3)).
+        """
+        rows, middle, slope = self._rows(bessels, *(weight.detach() for weight in weights))
+        return _deviation(rows, middle, slope)
+
     def _make(self, bessels: BesselBasis, *sources: Tensor) -> Tensor:
         *weights, _ = sources
+        rows, middle, slope = self._rows(bessels, *weights)
+        # Where a model is compiled, it is evaluated too.
+        if not is_traced() and not (deviation := _deviation(rows, middle, slope)) <= LARGEST_DEVIATION:
+            raise ConfigError(
+                f"kernels: {too_steep(deviation)}. Leave out the kernel of nequip.tabulated_convolution, or take auto."
+            )
+        return nn.functional.pad(rows, (0, 0, 0, 0, 0, 1)).to(weights[0].dtype)
+
+    def _rows(self, bessels: BesselBasis, *weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Coefficients of each interval [intervals, 4, num_weights]; values in their middles; slopes at the knots."""
         (values,) = self.network([bessels(self.points)], [weight.double() for weight in weights])
         at, before_2, before, after, after_2, middle = values.unflatten(0, (6, INTERVALS + 1)).unbind(0)
         slope = (before_2 - after_2 + 8 * (after - before)) / (12 * STEP * INTERVALS)
         left, right, of_left, of_right = at[:-1], at[1:], slope[:-1], slope[1:]
         rise = right - left
         rows = torch.stack([left, of_left, 3 * rise - 2 * of_left - of_right, of_left + of_right - 2 * rise], dim=1)
-        if not is_traced():  # where a model is compiled, it is evaluated too
-            _check(rows, middle[:-1], slope)
-        return nn.functional.pad(rows, (0, 0, 0, 0, 0, 1)).to(weights[0].dtype)
+        return rows, middle[:-1], slope
 
 
-def _check(rows: Tensor, middle: Tensor, slope: Tensor) -> None:
-    """Hermite's cubic deviates most in the middle of an interval.
-
-    By M / 384 there, with a fourth derivative M, and its slope by at most M / (72 sqrt(3)).
-    """
+def _deviation(rows: Tensor, middle: Tensor, slope: Tensor) -> float:
+    """See `RadialTable.deviation`."""
     first, second, third, fourth = rows.detach().unbind(1)
     off = (first + second / 2 + third / 4 + fourth / 8 - middle.detach()).abs().max()
-    deviation = float(384 / (72 * 3**0.5) * off / slope.detach().abs().max().clamp(min=1e-300))
-    if not deviation <= LARGEST_DEVIATION:
-        raise ConfigError(
-            f"kernels: a radial network of this model is too steep for a table of {INTERVALS} intervals: slopes would "
-            f"be off by up to {deviation:.1e} of the largest one (allowed: {LARGEST_DEVIATION:.0e}). Leave out the "
-            "kernel of nequip.tabulated_convolution, or take auto."
-        )
+    return float(384 / (72 * 3**0.5) * off / slope.detach().abs().max().clamp(min=1e-300))

@@ -19,6 +19,10 @@ from nequip_core.plugins.records import KernelEntry
 Exchange = Callable[[Tensor], Tensor]
 
 
+NOTHING = "none"
+"""The kernel's name for an operator without which a model does, though one would serve."""
+
+
 def identity(h: Tensor) -> Tensor:
     """The exchange of a process that owns all atoms."""
     return h
@@ -29,7 +33,8 @@ class Ops:
 
     Args:
         kernels: the registry's kernels.
-        request: "auto", "reference", a kernel's name for all operators, or {operator: name}.
+        request: "auto", "reference", a kernel's name for all operators, or {operator: name}; "none" for one without
+            which a model can do.
         dtype: of the model.
         device: where the model will run.
         exchange: called on features [atoms, features] before neighbours' features are gathered in every layer but the
@@ -75,13 +80,25 @@ class Ops:
         self._note(op, wanted, refused)
         return offered[wanted].make.load()(spec, self.dtype, self.device)
 
+    def withdraw(self, op: str, reason: str) -> None:
+        """The model does without an operator after all, whose kernel can not serve its weights.
+
+        Raises:
+            ConfigError: the kernel was named.
+        """
+        about = self.report[op]
+        chosen = about["chosen"]
+        if self.is_named(op):
+            raise ConfigError(f"kernels: {chosen!r} can not compute {op}: {reason}. Choose another, or auto.")
+        self.report[op] = {"chosen": NOTHING, "refused": {**about["refused"], chosen: reason}}
+
     def is_named(self, op: str) -> bool:
-        """Whether a kernel of an operator was asked for by {operator: name}.
+        """Whether a kernel of an operator was asked for by {operator: name}; "none" asks for no kernel.
 
         Raises:
             ConfigError: one of the names is no operator's.
         """
-        return not isinstance(self.request, str) and self._wanted(op) != "auto"
+        return not isinstance(self.request, str) and self._wanted(op) not in ("auto", NOTHING)
 
     def is_quicker(self, op: str, spec: Any) -> bool:
         """Whether a kernel serves an operator without which a model can do: its reference is no reason to take it.
