@@ -266,9 +266,10 @@ def test_a_step_has_few_launches_besides_narrow_and_model(case: Case) -> None:
         ahead.kept()
     before, _, between_them, _, after, kept = launches.parts
     assert before == ["aten._foreach_copy_.default", "aten.mul.Tensor"]
-    assert len(between_them) <= 8, between_them
-    after = [name for name in after if name != "aten.copy_.default"]  # of `Repeating`
-    assert after == ["aten.bitwise_xor.Tensor", "aten.cat.default"]
+    of_the_cpu = {"aten.copy_.default", "aten.clone.default"}  # `Repeating`, and what is told
+    between_them, after = ([name for name in names if name not in of_the_cpu] for names in (between_them, after))
+    assert len(between_them) <= 10, between_them
+    assert not after
     assert kept == ["aten._foreach_mul.Scalar"]
 
 
@@ -327,7 +328,8 @@ def test_a_recording_that_is_not_the_step_stops(case: Case) -> None:
 
             def repeat() -> None:
                 made.repeat()
-                made.outputs[3][-1] += 1e-3
+                if not inputs:  # it is the model
+                    made.outputs[2][-1] += 1e-3
 
             return Recording(made.inputs, made.outputs, repeat)
 
@@ -363,7 +365,7 @@ def test_without_memory_steps_are_launched(case: Case, caplog: pytest.LogCapture
     potential = moving(case, record)
     for _ in range(4):
         assert_right(case, predict(potential, systems.crystal()), systems.crystal())
-    assert record.recorded == 1
+    assert len(record.repeats) == 1
     assert "no memory to record steps" in caplog.text
 
 

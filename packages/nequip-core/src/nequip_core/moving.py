@@ -4,14 +4,15 @@
 
 On CUDA a small system waits for launches, and for the number of edges on its way to the host. So where a compiled file
 holds both functions, narrow and model, a step is recorded (`nequip_core.recording`): for as many edges as there are and
-a few more (`nequip_core.recorded_steps`). What the host has to know of a step it reads when the step is over; if that
-says that the recording did not serve, the step is done again as the first one was.
+a few more (`nequip_core.recorded_steps`). What the host has to know of a step it reads when the graph is there and the
+model still runs; if that says that the recording did not serve, the step is done again as the first one was.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -70,7 +71,7 @@ class MovingPotential:
             return
         self.graph = SkinGraph(neighbor_list, cutoffs, skin, device, loaded.narrow)
         if record is None and device.type == "cuda" and os.environ.get(SWITCH) != "0":
-            record = _record
+            record = partial(_record, device)
         if record is not None and loaded.narrow is not None and block_edges in ("auto", None):
             self._steps = RecordedSteps(record, loaded, loaded.narrow, 0.5 * skin, unit)
 
@@ -149,7 +150,7 @@ class MovingPotential:
         if self._steps is None or not isinstance(graph, SkinGraph) or graph.listed is None:
             return None
         begun = self._steps(positions, watched, atomic_virial=atomic_virial)
-        return None if begun is None else Ahead(*begun, self._steps, graph)
+        return None if begun is None else Ahead(begun, self._steps, graph)
 
 
 class Ahead(NamedTuple):
@@ -157,13 +158,11 @@ class Ahead(NamedTuple):
 
     Attributes:
         prediction: overwritten by the next step.
-        seen: what tells.
         steps: whose it is.
         graph: of the systems.
     """
 
     prediction: Prediction
-    seen: Tensor
     steps: RecordedSteps
     graph: SkinGraph
 
@@ -175,16 +174,16 @@ class Ahead(NamedTuple):
         return Prediction(energy, atomic_energy, forces, virial, of_atoms[0] if of_atoms else None)
 
     def holds(self) -> bool:
-        """Whether it was right. The one time that the device is waited for."""
-        held = self.steps.holds(self.seen)
+        """Whether it was right, to be asked before the next step. The graph is waited for, the model is not."""
+        held = self.steps.holds()
         if self.steps.due:
             self.graph.forget()
         return held
 
 
-def _record(function: Function, inputs: Sequence[Tensor]) -> Recording:
+def _record(device: torch.device, function: Function, inputs: Sequence[Tensor]) -> Recording:
     """In memory of its own: that of an earlier recording may still hold results."""
-    return Recorder(inputs[0].device)(function, inputs)
+    return Recorder(device)(function, inputs)
 
 
 class MovingGraph:

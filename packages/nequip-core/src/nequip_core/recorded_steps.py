@@ -4,6 +4,9 @@ A recording (`nequip_core.recording`) repeats what it did, with tensors of the s
 of edges within the cut-offs is another one. So it has room for a few more, and the edges without use belong to atoms of
 their own, behind those of the systems, and are longer than any cut-off: the graph is a valid one, and they add exact
 zeros. Which atom has which of them is fixed when the step is recorded, as is all else that does not change.
+
+A step is two recordings, the graph and the model. The first tells whether the step is right, so the host reads that
+and does all that is left to do while the device is at the second.
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ from nequip_core.export.artifact import LoadedModel
 from nequip_core.graph import Graph
 from nequip_core.narrow import Narrow, Wide
 from nequip_core.potential import Prediction
-from nequip_core.recording import Record, Recording
+from nequip_core.recording import Record, Recording, Told
 from nequip_core.skin import Listed
 
 RECORDED_EDGES = 2_000_000
@@ -75,7 +78,8 @@ class RecordedSteps:
         # From an atom to an image of itself beyond every cut-off; not along an axis, where harmonics have zeros.
         self._far = 4 * loaded.info.cutoff * torch.tensor([0.48, 0.6, 0.64], dtype=torch.float64, device=loaded.device)
         self.due = False
-        self._recording: Recording | None = None
+        self._recorded: _Recorded | None = None
+        self._told = Told(loaded.device)
         self._room: _Room
         self._given: list[Tensor] = []  # where positions, and what is watched, are copied to
         self._virials = False
@@ -98,77 +102,76 @@ class RecordedSteps:
         self._latest, self._of, self.due = listed, None, False
         pairs = 0 if listed is None else listed.wide.edge_shift.shape[0]
         if listed is None or not 0 < pairs <= self._most:
-            self._recording = None
+            self._recorded = None
             return
         virials = prediction.atomic_virial is not None or self._virials
-        if self._recording is not None and self._room.holds(edges, pairs) and virials == self._virials:
+        if self._recorded is not None and self._room.holds(edges, pairs) and virials == self._virials:
             inputs = self._inputs(listed, self._room, watched)
-            if _alike(self._recording.inputs, inputs):
-                torch._foreach_copy_(self._recording.inputs, inputs)
+            if _alike(self._recorded.graph.inputs, inputs):
+                torch._foreach_copy_(self._recorded.graph.inputs, inputs)
                 self._of = listed
                 return
         if known:
-            self._recording = None
+            self._recorded = None
             self._virials, self._of = virials, listed
             try:
                 self._room = _Room.around(listed.wide, edges)
-                self._recording = self.record(self._step, self._inputs(listed, self._room, watched))
+                self._recorded = self._record(self._inputs(listed, self._room, watched))
             except torch.OutOfMemoryError:
                 _log.warning("There is no memory to record steps of %s pairs; they are launched one by one.", pairs)
                 self._most = pairs - 1
             else:
-                wide, rest = _parts(self._recording.inputs)
+                wide, rest = _parts(self._recorded.graph.inputs)
                 self._given = [wide.positions[: len(listed.types)], rest.watched]
                 self._check(positions, watched, prediction)
 
-    def __call__(
-        self, positions: Tensor, watched: Tensor | None, *, atomic_virial: bool
-    ) -> tuple[Prediction, Tensor] | None:
-        """Begin a step: the prediction, and what tells whether it is right; None where the recording does not serve."""
-        recording = self._recording
-        if recording is None or self._of is None or (atomic_virial and not self._virials):
+    def __call__(self, positions: Tensor, watched: Tensor | None, *, atomic_virial: bool) -> Prediction | None:
+        """Begin a step: the prediction, if it `holds`; None where the recording does not serve."""
+        recorded = self._recorded
+        if recorded is None or self._of is None or (atomic_virial and not self._virials):
             return None
         now = [positions] if watched is None else [positions, watched]
         given = self._given[: len(now)]
         if not _alike(given, now):
             return None
         torch._foreach_copy_(given, now)
-        recording.repeat()
-        seen, energy, atomic_energy, forces, virial, *of_atoms = recording.outputs
-        return Prediction(energy, atomic_energy, forces, virial, of_atoms[0] if atomic_virial else None), seen
+        recorded.graph.repeat()
+        self._told.tell(recorded.graph.outputs[0])
+        recorded.model.repeat()
+        energy, atomic_energy, forces, virial, *of_atoms = recorded.model.outputs
+        return Prediction(energy, atomic_energy, forces, virial, of_atoms[0] if atomic_virial else None)
 
-    def holds(self, seen: Tensor) -> bool:
-        """Whether the step was one of this list, whose edges there was room for. The device is waited for."""
+    def holds(self) -> bool:
+        """Whether the step was one of this list, whose edges there was room for. Its graph is waited for."""
         assert self._of is not None
-        near, edges, overlaps, *changed = seen.tolist()
+        near, edges, overlaps, *changed = self._told.read()
         self.due = near < len(self._of.types) + self._room.atoms
         held = edges <= self._room.edges and not overlaps and not any(changed)
         if self.due:  # once with a list, so that another look at the device does not matter
             held = held and self._is_within_reach()
         if not held:
             self._of = None
-        return held
+        return bool(held)
 
     def _is_within_reach(self) -> bool:
-        assert self._recording is not None
-        wide, _ = _parts(self._recording.inputs)
+        assert self._recorded is not None
+        wide, _ = _parts(self._recorded.graph.inputs)
         moved = wide.positions * self.unit - wide.listed
         return bool((moved.square().sum(1) <= self.reach**2).all())  # no number is not
 
     def _check(self, positions: Tensor, watched: Tensor | None, expected: Prediction) -> None:
         if not all(tensor.isfinite().all() for tensor in expected if tensor is not None):
-            self._recording = None  # what is no number can not be compared; it is for who asked
+            self._recorded = None  # what is no number can not be compared; it is for who asked
             return
-        begun = self(positions, watched, atomic_virial=expected.atomic_virial is not None)
-        assert begun is not None
-        found, seen = begun
-        held = self.holds(seen)
+        found = self(positions, watched, atomic_virial=expected.atomic_virial is not None)
+        assert found is not None
+        held = self.holds()
         for name, ours, theirs in zip(Prediction._fields, found, expected, strict=True):
             if ours is None or theirs is None:
                 continue
             difference = float((ours - theirs).abs().max() / theirs.abs().max().clamp(min=1e-3))
             if not (held and difference <= self.tolerance):
-                self._recording = None
+                self._recorded = None
                 raise CheckError(
                     f"A recorded step is not the step: {name} differs by {difference:.1e} of the largest number (at "
                     f"most {self.tolerance:.0e}). This is our fault: please report it. To go on, set {SWITCH}=0."
@@ -196,18 +199,29 @@ class RecordedSteps:
         structure = pad(graph.structure, of_atoms, value=len(structure_ptr) - 2)
         return [*wide, *_Rest(watched, watched, structure, structure_ptr, pad(graph.local, of_atoms))]
 
-    def _step(self, inputs: Sequence[Tensor]) -> list[Tensor]:
-        """What the host has to know, then the prediction's tensors. In as few launches as may be."""
+    def _record(self, inputs: list[Tensor]) -> _Recorded:
+        graph = self.record(self._find_graph, inputs)
+        graph.repeat()  # so that the model, which runs once before it is recorded, finds a graph
+
+        def predict(_: Sequence[Tensor]) -> list[Tensor]:
+            return self._predict(Graph(*graph.outputs[1:]))
+
+        return _Recorded(graph, self.record(predict, []))
+
+    def _find_graph(self, inputs: Sequence[Tensor]) -> list[Tensor]:
+        """What the host has to know, then the graph's tensors. In as few launches as may be."""
         wide, rest = _parts(inputs)
         wide = wide._replace(positions=wide.positions * self.unit)
         found = Narrow(*self.narrow([*wide]))
-        graph = self._graph(wide, rest, found)
-        energy, atomic_energy, forces, virial, of_atoms = self.potential(graph, atomic_virial=self._virials)
         # Bits, since these are of the type of what else is seen: it is one launch less.
         changed = rest.watched.view(torch.int64) ^ rest.unchanged.view(torch.int64)
-        seen = torch.cat([found.seen, changed.flatten()])
-        atoms = len(wide.types) - self._room.atoms
-        results = [seen, energy, atomic_energy[:atoms], forces[:atoms], virial]
+        return [torch.cat([found.seen, changed.flatten()]), *self._graph(wide, rest, found)]
+
+    def _predict(self, graph: Graph) -> list[Tensor]:
+        """The prediction's tensors, of the atoms with use."""
+        energy, atomic_energy, forces, virial, of_atoms = self.potential(graph, atomic_virial=self._virials)
+        atoms = graph.types.shape[0] - self._room.atoms
+        results = [energy, atomic_energy[:atoms], forces[:atoms], virial]
         return results if of_atoms is None else [*results, of_atoms[:atoms]]
 
     def _graph(self, wide: Wide, rest: _Rest, found: Narrow) -> Graph:
@@ -235,6 +249,18 @@ class RecordedSteps:
             neighbor_ptr=neighbor_ptr,
             local=rest.local,
         )
+
+
+class _Recorded(NamedTuple):
+    """A step.
+
+    Attributes:
+        graph: what the host has to know, then the graph, from a wide graph and the rest.
+        model: the prediction, from the memory where that graph is.
+    """
+
+    graph: Recording
+    model: Recording
 
 
 class _Rest(NamedTuple):

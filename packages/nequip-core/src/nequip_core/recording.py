@@ -8,6 +8,7 @@ same memory. So inputs are copied to where they were, and outputs are overwritte
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -73,6 +74,35 @@ class Recording:
             torch._foreach_copy_([self.inputs[n] for n in numbers], [inputs[n] for n in numbers])
         self.repeat()
         return self.outputs
+
+
+class Told:
+    """Numbers on their way to the host, which waits for them and not for what the device was given afterwards.
+
+    Args:
+        device: whose they are.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.event = torch.cuda.Event() if device.type == "cuda" else None
+        self._there = torch.empty(0)
+
+    def tell(self, numbers: Tensor) -> None:
+        """These, in place of any before; on the current stream."""
+        if self.event is None:
+            self._there = numbers.clone()
+            return
+        if self._there.shape != numbers.shape or self._there.dtype is not numbers.dtype:
+            self._there = torch.empty(numbers.shape, dtype=numbers.dtype, pin_memory=True)
+        self._there.copy_(numbers, non_blocking=True)
+        self.event.record()
+
+    def read(self) -> list[Any]:
+        """They are waited for."""
+        if self.event is not None:
+            self.event.synchronize()
+        numbers: list[Any] = self._there.tolist()
+        return numbers
 
 
 Record = Callable[[Function, Sequence[Tensor]], Recording]
