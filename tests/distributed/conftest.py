@@ -121,8 +121,14 @@ class Work:
             assert process.poll() is None, process.communicate()
             time.sleep(0.002)
 
-    def leftovers(self) -> list[str]:
-        """Processes that were started here and live."""
+    def leftovers(self, patience: float = 20.0) -> list[str]:
+        """Processes that were started here and live. One that held a GPU's memory takes seconds to die."""
+        end = time.monotonic() + patience
+        while (found := self._alive()) and time.monotonic() < end:
+            time.sleep(0.1)
+        return found
+
+    def _alive(self) -> list[str]:
         found = []
         for entry in Path("/proc").iterdir():
             if entry.name.isdigit():

@@ -48,7 +48,7 @@ def write_model(path: Path, keys: Mapping[str, Any]) -> Path:
         "dtype": "float64",
     }
     config = entry.config.load()(**(common | dict(entry.tiny) | dict(keys)))
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = build_model(entry, config, Ops(registry.kernels, dtype=getattr(torch, config.dtype)))
     weights = dict(model.state_dict())

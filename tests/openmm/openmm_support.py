@@ -48,7 +48,7 @@ def write_model(path: Path, kind: str = "nequip", **keys: Any) -> Path:
         "avg_num_neighbors": 9.0,
     }
     config = entry.config.load()(**(dict(entry.tiny) | common | KEYS[kind] | keys))
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = build_model(entry, config, Ops(registry.kernels, dtype=torch.float64))
     block, weights = asdict(config), dict(model.state_dict())
