@@ -2,7 +2,7 @@
 packages' eager calls and compiled files, in alternation.
 
 python benchmarks/inference.py [--device cuda] [--out FILE.csv] [--theirs PYTHON] [--their-path FOLDER] [--tiny]
-    [--large] [--sides ours,ours_eager,kernels,stored,tabulated,theirs_eager,theirs,theirs_kernels] [--only WORD]
+    [--large] [--sides ours,ours_eager,kernels,stored,theirs_eager,theirs,theirs_kernels] [--only WORD]
     [--files FOLDER]
 
 `call_ms` is a call with the graph on the device; `step_ms` a step of ASE, with the neighbour list and the way to the
@@ -73,7 +73,6 @@ def main() -> int:
         "ours": side(sys.executable, "our_calls.py", "file"),
         "kernels": side(sys.executable, "our_calls.py", "kernels"),
         "stored": side(sys.executable, "our_calls.py", "stored"),
-        "tabulated": side(sys.executable, "our_calls.py", "tabulated"),
         "ours_eager": side(sys.executable, "our_calls.py", "eager"),
         "theirs": side(them, "their_calls.py", "file", options.their_path),
         "theirs_kernels": side(them, "their_calls.py", "kernels", options.their_path),

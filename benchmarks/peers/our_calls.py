@@ -32,8 +32,7 @@ KERNELS: dict[str, dict[str, Any]] = {
     "eager": {"kernels": "reference"},
     "file": {"kernels": "reference"},
     "kernels": {"kernels": "auto", "derivatives": 1},
-    "stored": {"kernels": "auto"},  # features of all layers
-    "tabulated": {"kernels": {"nequip.tabulated_convolution": "triton"}, "derivatives": 1},
+    "stored": {"kernels": "auto"},  # features of all layers, weights of edges
 }
 """By mode: how the model is loaded."""
 
