@@ -3,6 +3,7 @@
 python tests/kernels/resources.py [--l-max 1 2 3] [--parity] [--dtype float32] [--channels 64] [--op contraction]
 python tests/kernels/resources.py --op mlp [--channels 64]
 python tests/kernels/resources.py --op radial [--width 128]
+python tests/kernels/resources.py --op tabulated
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from nequip_core.models.nequip import NequIPConfig, layouts
 from nequip_core.ops.contracts import (
     ALLEGRO_CONTRACT,
     NEQUIP_CONVOLUTION,
+    NEQUIP_TABULATED_CONVOLUTION,
     SCALAR_MLP,
     ContractionSpec,
     ConvolutionSpec,
@@ -48,6 +50,7 @@ from nequip_kernels.mlp.kernels import NAMES as MLP_NAMES
 from nequip_kernels.mlp.packed import INNER
 from nequip_kernels.radial import fused_generate
 from nequip_kernels.radial.fused_kernels import block_of
+from nequip_kernels.tabulated import generate as tabulated
 
 TARGET = GPUTarget("cuda", 90, 32)
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
@@ -114,6 +117,7 @@ WHOLE = STRIDES | {
     "by_neighbor": "*i64",
     "neighbor": "*i64",
     "neighbor_ptr": "*i64",
+    "place": "*i32",
     "atoms": "i32",
 }
 
@@ -208,6 +212,27 @@ def of_mlp(spec: ScalarMLPSpec, dtype: torch.dtype, name: str, block: Block) -> 
     return compiled(function, dtype, {"BE": block.edges, "BN": block.channels, "BK": INNER}, block)
 
 
+def of_tabulated(spec: ConvolutionSpec, dtype: torch.dtype, name: str, n: int, block: Block) -> Resources:
+    """One kernel of a convolution with weights from a table."""
+    groups = ConvolutionTable(spec).groups
+    function = getattr(sources.load(tabulated.source(ConvolutionTable(spec))), f"tabulated_{name}_{n}")
+    constants = block.constants(groups[n].channels)
+    if name == "backward":
+        constants |= {"SLOT": n, "SLOTS": len(groups)}
+    return compiled(function, dtype, constants, block)
+
+
+def tabulated_jobs(options: argparse.Namespace, l_max: int, dtype: torch.dtype) -> Iterator[Job]:
+    """Every kernel of a model of NequIP with weights from tables."""
+    for layer, spec in enumerate(convolutions(l_max, options.parity, options.layers, options.channels)):
+        for n, group in enumerate(ConvolutionTable(spec).groups):
+            for name in options.kernel or tabulated.SWEEPS:
+                given = "sm_90", NEQUIP_TABULATED_CONVOLUTION, name, dtype, group.terms, group.channels
+                block = options.block or choose(*given)
+                make = functools.partial(of_tabulated, spec, dtype, name, n, block)
+                yield f"{layer}.{n}", group.terms, name, block, make
+
+
 def mlp_jobs(options: argparse.Namespace, l_max: int, dtype: torch.dtype) -> Iterator[Job]:
     """Every kernel of the benchmark's networks."""
     for network, spec in networks(options.channels).items():
@@ -217,7 +242,13 @@ def mlp_jobs(options: argparse.Namespace, l_max: int, dtype: torch.dtype) -> Ite
             yield network, size, name, block, functools.partial(of_mlp, spec, dtype, name, block)
 
 
-JOBS = {"contraction": contraction_jobs, "convolution": convolution_jobs, "radial": radial_jobs, "mlp": mlp_jobs}
+JOBS = {
+    "contraction": contraction_jobs,
+    "convolution": convolution_jobs,
+    "radial": radial_jobs,
+    "tabulated": tabulated_jobs,
+    "mlp": mlp_jobs,
+}
 
 
 def main() -> None:

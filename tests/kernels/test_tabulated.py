@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.kernels.tables import SPEC, check, inputs
+from tests.kernels.tables import SPEC, check, inputs, spec_of
 
 from nequip_core.errors import ConfigError
 from nequip_core.models.base import Settling
@@ -26,7 +26,7 @@ from nequip_core.potential import Potential
 from nequip_core.testing import systems
 from nequip_core.testing.checks import Case, make_case
 from nequip_core.testing.kernels import random_graph
-from nequip_kernels.tabulated.make import KernelTabulatedConvolution
+from nequip_kernels.tabulated.make import KernelTabulatedConvolution, bytes_of_table, refuses
 
 CPU = torch.device("cpu")
 
@@ -107,6 +107,19 @@ def test_predictions_are_the_same(case: Case, kernel: str) -> None:
         torch.testing.assert_close(other, one, rtol=0, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}")
 
 
+def test_layers_may_have_tables_or_networks(case: Case) -> None:
+    potential = tabulated(case, "triton")
+    (architecture,) = (one for one in potential.modules() if isinstance(one, NequIP))
+    layer = architecture.layers[0]
+    layer.table = layer.tabulated = None
+    structures = [*systems.systems().values()]
+    expected, found = (one.predict(*structures) for one in (case, Case(case.entry, case.config, potential)))
+    torch.testing.assert_close(found[2], expected[2], rtol=0, atol=1e-6)
+    with torch.no_grad():
+        layer.radial.weights[0].zero_()
+    assert (Case(case.entry, case.config, potential).predict(*structures)[2] - expected[2]).abs().max() > 1e-3
+
+
 def test_in_training_the_network_is_computed(case: Case) -> None:
     ours = tabulated(case, "triton").requires_grad_(True).train()
     graph = case.graph(*[*systems.systems().values()][:2])
@@ -133,6 +146,16 @@ def test_files_for_cuda_take_it(taken: bool, options: dict[str, Any]) -> None:
     kernels[name] = replace(kernels[name], refuses=Ref("nequip_core.ops.reference:refuses"))  # as on any machine
     given: dict[str, Any] = {"dtype": torch.float32, "device": "cuda", "derivatives": 1} | options
     assert Ops(kernels, **given).is_quicker(NEQUIP_TABULATED_CONVOLUTION, SPEC) is taken
+
+
+def test_a_table_that_is_too_large(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nequip_kernels.requirements.missing", lambda device: None)
+    small, large = (spec_of(l_max, 64, parity=True, intervals=INTERVALS) for l_max in (1, 3))
+    assert refuses(small, torch.float32, torch.device("cuda")) is None
+    size = bytes_of_table(large, torch.float32)
+    assert size == 1025 * 4 * large.convolution.num_weights * 4
+    reason = refuses(large, torch.float32, torch.device("cuda"))
+    assert reason == f"its table has {size / 2**20:.0f} MiB, and may have 16 to stay in a cache"
 
 
 @pytest.mark.parametrize("named", [False, True])

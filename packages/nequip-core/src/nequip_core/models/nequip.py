@@ -75,7 +75,7 @@ class Atoms(NamedTuple):
 
 
 class Edges(NamedTuple):
-    """What all layers see of the edges, in the model's dtype: of the distance either the basis or places in tables."""
+    """What all layers see of the edges, in the model's dtype: of the distance the basis, places in tables, or both."""
 
     harmonics: Float[Tensor, "edges components"]
     radial: Float[Tensor, "edges bessels"] | None
@@ -154,8 +154,7 @@ class Interaction(nn.Module):
     def _received(self, sent: Tensor, edges: Edges, graph: Graph, bessels: BesselBasis) -> Tensor:
         """The convolution."""
         received: Tensor
-        if edges.places is not None:
-            assert self.table is not None
+        if edges.places is not None and self.table is not None:
             assert self.tabulated is not None
             table = self.table(bessels, list(self.radial.weights))
             received = self.tabulated(sent, edges.harmonics, *edges.places, table, graph)
@@ -215,11 +214,11 @@ class NequIP(nn.Module):
         distance, harmonics = self.harmonics.of(edge_vectors)
         scaled = self.distance(graph, distance)
         # Tables have no derivative by the weights that they are made of.
-        by_table = not self.training and all(layer.table is not None for layer in self.layers)
+        by_table = [not self.training and layer.table is not None for layer in self.layers]
         edges = Edges(
             harmonics=harmonics.to(dtype),
-            radial=None if by_table else self.bessels(scaled).to(dtype),
-            places=places(scaled, dtype) if by_table else None,
+            radial=None if all(by_table) else self.bessels(scaled).to(dtype),
+            places=places(scaled, dtype) if any(by_table) else None,
         )
         types = one_hot(graph.types, len(self.info.types), dtype)
         norms: Tensor = self.norm_of_types(lambda norm: norm.to(dtype), self.norm)

@@ -12,10 +12,22 @@ from nequip_kernels.blocks import architecture_of
 from nequip_kernels.convolution import make as convolution
 from nequip_kernels.tabulated.kernels import describe
 
+LARGEST_TABLE = 16 * 2**20
+"""Bytes. Rows come from the second-level cache, of which an H100 has 50 MB; measured with 11.5 MB. What does not stay
+there is read from memory, four numbers for each that a stored weight would be."""
+
 
 def refuses(spec: TabulatedConvolutionSpec, dtype: torch.dtype, device: torch.device) -> str | None:
     """Why the kernels can not serve; None: they can."""
-    return convolution.refuses(spec.convolution, dtype, device)
+    reason = convolution.refuses(spec.convolution, dtype, device)
+    if reason is None and (size := bytes_of_table(spec, dtype)) > LARGEST_TABLE:
+        reason = f"its table has {size / 2**20:.0f} MiB, and may have {LARGEST_TABLE / 2**20:.0f} to stay in a cache"
+    return reason
+
+
+def bytes_of_table(spec: TabulatedConvolutionSpec, dtype: torch.dtype) -> int:
+    """Of all rows."""
+    return (spec.intervals + 1) * 4 * spec.convolution.num_weights * dtype.itemsize
 
 
 def make_tabulated(spec: TabulatedConvolutionSpec, dtype: torch.dtype, device: torch.device) -> nn.Module:
