@@ -223,6 +223,7 @@ def test_the_benchmark(tmp_path: Path) -> None:
 NETWORKS = {
     **networks(64),
     "odd widths": ScalarMLPSpec((33, 5, 17), (37, 70), (35, 3), "silu"),
+    "odd widths passed on": ScalarMLPSpec((33, 5, 17), (37,), (35, 3), "silu", passes=2),
     "few": ScalarMLPSpec((3, 2), (5,), (1,), "mish"),
     "deep": ScalarMLPSpec((20,), (64, 64, 64), (20,), "gelu"),
 }
@@ -233,6 +234,8 @@ NETWORKS = {
 def test_mlp(name: str, dtype: torch.dtype) -> None:
     for atoms, lengths in ((40, LENGTHS), (1, (1,)), (2, (64,)), (3, (0,))):
         check_kernel("triton", NETWORKS[name], dtype, CUDA, atoms=atoms, lengths=lengths)
+        if NETWORKS[name].passes:  # what adds gradients has no second derivative
+            check_kernel("triton", NETWORKS[name], dtype, CUDA, atoms=atoms, lengths=lengths, orders=1)
 
 
 @pytest.mark.parametrize("name", [*networks(64), "odd widths"])

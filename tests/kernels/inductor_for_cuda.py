@@ -119,8 +119,10 @@ def of_radial_fused() -> tuple[Callable[..., Any], list[tuple[int, ...]]]:
 
 
 def of_mlp() -> tuple[Callable[..., Any], list[tuple[int, ...]]]:
-    """Value and first derivative of a network of which parts of the columns go into another."""
-    first, second = (ScalarMLPSpec((64, 32), (64,), outputs, "silu") for outputs in ((64, 32), (96,)))
+    """Value and first derivative of a network of which parts of the columns go into another, and an input passed on."""
+    first, second = (
+        ScalarMLPSpec((64, 32), (64,), outputs, "silu", passes) for outputs, passes in (((64, 32), 1), ((96,), 0))
+    )
     texts = [mlp_kernels.describe(spec, "sm_90", torch.float32) for spec in (first, second)]
 
     def function(_: Tensor, __: Tensor, x: Tensor, y: Tensor, *weights: Tensor) -> list[Tensor]:
@@ -130,7 +132,8 @@ def of_mlp() -> tuple[Callable[..., Any], list[tuple[int, ...]]]:
         moved = rest * y
         grad = mlp.mlp([scalars, moved], other, packed[1], texts[1])[0].cos()
         by_scalars, by_rest = mlp.mlp_backward([scalars, moved], other, packed[1], [grad], texts[1])
-        return mlp.mlp_backward([x.narrow(1, 0, 64), y], own, packed[0], [by_scalars, by_rest * y], texts[0])
+        given = [by_scalars, by_rest * y], [by_scalars.sin()]
+        return mlp.mlp_backward_and_add([x.narrow(1, 0, 64), y], own, packed[0], *given, texts[0])
 
     return function, [(EDGES, 80), (EDGES, 32), *[first.widths[:2], first.widths[1:]] * 2]
 
@@ -161,12 +164,12 @@ def of_chain() -> tuple[Callable[..., Any], list[tuple[int, ...]]]:
     def function(row_ptr: Tensor, _: Tensor, f: Tensor, w: Tensor, Y: Tensor, V: Tensor, W: Tensor) -> list[Tensor]:
         f, w = f.sin(), w.sin()
         around = chain.environment(w, Y, row_ptr, one)
-        even, again = chain.chain(f, Y, [around], [V.narrow(0, 0, 2)], row_ptr, one)
+        (even,) = chain.chain(f, Y, [around], [V.narrow(0, 0, 2)], row_ptr, one)
         own = chain.environment(w, Y, row_ptr, two)
         environments, paths = [around, own], [V, W]
-        (result,) = chain.chain(again, Y, environments, paths, row_ptr, two)
+        (result,) = chain.chain(f, Y, environments, paths, row_ptr, two)
         grads = [result.cos()]
-        d_f, d_Y, d_around, d_own = chain.chain_backward(again, Y, environments, paths, grads, row_ptr, two)
+        d_f, d_Y, d_around, d_own = chain.chain_backward(f, Y, environments, paths, grads, row_ptr, two)
         d_w, more_Y = chain.environment_backward(w, Y, d_own, row_ptr, two)
         given = [even.cos(), d_f]
         by_f, *_ = chain.chain_backward(f, Y, [around], [V.narrow(0, 0, 2)], given, row_ptr, one)

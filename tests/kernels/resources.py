@@ -110,7 +110,7 @@ def compiled(function: Any, dtype: torch.dtype, constants: dict[str, int], block
     return Resources(registers, stack, shared, instructions, atomics, barriers, seconds)
 
 
-STRIDES = {f"{name}{number}": "i32" for name in "st" for number in range(9)}
+STRIDES = {f"{name}{number}": "i32" for name in "stu" for number in range(9)}
 WHOLE = STRIDES | {
     "rows": "i32",
     "row_ptr": "*i64",
@@ -208,7 +208,8 @@ def radial_jobs(options: argparse.Namespace, l_max: int, dtype: torch.dtype) -> 
 
 def of_mlp(spec: ScalarMLPSpec, dtype: torch.dtype, name: str, block: Block) -> Resources:
     """One kernel of a network of scalars."""
-    function = getattr(sources.load(mlp.source(spec, dtype, block.channels)), f"mlp_{name}")
+    kind = "backward_and_add" if name == "backward" and spec.passes else name
+    function = getattr(sources.load(mlp.source(spec, dtype, block.channels)), f"mlp_{kind}")
     return compiled(function, dtype, {"BE": block.edges, "BN": block.channels, "BK": INNER}, block)
 
 

@@ -91,11 +91,12 @@ def test_changed_weights_are_seen(case: Case) -> None:
     assert not torch.equal(potential(graph).energy, before)
 
 
-def test_weights_of_environments_are_nowhere() -> None:
-    case = make_case(load_registry().models["allegro"], CONFIGS["two layers"])
+def traced_forces(config: dict[str, Any]) -> Any:
+    """The graph of a model with our operators."""
+    case = make_case(load_registry().models["allegro"], dict(config))
     potential = with_chains(case, "triton")
     with_our_operators(potential)
-    forces = trace(
+    return trace(
         lambda *graph: potential(Graph(*graph)).forces,
         [],
         list(sample_graph(case.info, TRACED)),
@@ -103,6 +104,10 @@ def test_weights_of_environments_are_nowhere() -> None:
         TRACED,
         SMALLEST,
     )
+
+
+def test_weights_of_environments_are_nowhere() -> None:
+    forces = traced_forces(CONFIGS["two layers"])
     summed = {
         name: [
             tuple(node.args[0].meta["val"].shape[1:]) for node in forces.graph.nodes if str(node.target).endswith(name)
@@ -111,6 +116,19 @@ def test_weights_of_environments_are_nowhere() -> None:
     }
     assert summed["environment.default"] == [(1, 5), (1, 4)]  # hidden layers, not [degrees, channels]
     assert sorted(summed["environment_backward.default"]) == [(1, 4), (1, 5)]
+
+
+@pytest.mark.parametrize("layers", [2, 3])
+def test_gradients_of_edges_are_added_in_kernels(layers: int) -> None:
+    """Of the scalars that several networks read, and of the factors that several chains read."""
+    scalars, factors = 7, (3, 3)
+    forces = traced_forces(CONFIGS["two layers"] | {"num_layers": layers, "num_scalar_features": scalars})
+    sums = [tuple(node.meta["val"].shape[1:]) for node in forces.graph.nodes if "aten.add" in str(node.target)]
+    assert (scalars,) not in sums
+    assert factors not in sums
+    calls = [node.target._opname for node in forces.graph.nodes if "nequip_kernels" in str(node.target)]
+    assert calls.count("mlp_backward_and_add") == layers
+    assert calls.count("mlp_backward") == 2  # of the first network and the last, which nobody else reads
 
 
 @pytest.mark.parametrize("keys", [{"latent_mlp": [9]}, {"two_body_mlp": []}, {"latent_mlp": []}])

@@ -28,7 +28,7 @@ LAUNCHES = {
         *("environment_backward", "chain_backward"),
     ],
     "layers": ["mlp_pack", "mlp_forward", "mlp_backward", "mlp_by_matrix"],
-    "mlp": ["mlp_pack", "mlp_pack", "mlp_forward", "mlp_forward", "mlp_backward", "mlp_backward"],
+    "mlp": ["mlp_pack", "mlp_pack", "mlp_forward", "mlp_forward", "mlp_backward", "mlp_backward_and_add"],
 }
 
 

@@ -51,6 +51,9 @@ def test_operators_keep_torchs_rules() -> None:
     torch.library.opcheck(operators.mlp_pack.operator, (weights, text), test_utils=RULES)
     torch.library.opcheck(operators.mlp.operator, (*leaves, packed, text))
     torch.library.opcheck(operators.mlp_backward.operator, (*leaves, packed, grads, text))
+    adding = inputs, weights, packed, grads, [torch.randn_like(inputs[0])], text
+    with torch.no_grad():
+        torch.library.opcheck(operators.mlp_backward_and_add.operator, adding, test_utils=RULES[:2])
 
 
 class Calls(torch.utils._python_dispatch.TorchDispatchMode):
@@ -74,6 +77,20 @@ def test_forces_cost_no_gradient_by_weights() -> None:
     with Calls() as calls:
         torch.autograd.grad(mlp(inputs, weights)[0].sum(), inputs)
     assert calls.names == ["mlp_pack", "mlp", "mlp_backward"]
+
+
+def test_what_is_passed_on_costs_no_sum() -> None:
+    """Unless a second derivative is wanted."""
+    spec = replace(SPEC, passes=2)
+    inputs, weights = inputs_of(spec, 7)
+    for x in inputs:
+        x.requires_grad_()
+    mlp = make_mlp(spec, torch.float64, CPU)
+    for again, names in ((False, ["mlp_backward_and_add"]), (True, ["mlp_backward"])):
+        result, _, one, other = mlp(inputs, weights)
+        with Calls() as calls:
+            torch.autograd.grad((one * other.sum()).sum() + result.sum(), inputs, create_graph=again)
+        assert calls.names == names
 
 
 class Forces(nn.Module):

@@ -114,6 +114,7 @@ class Allegro(nn.Module):
                 ops,
                 inputs=[*[scalars] * (n + 1), channels],
                 outputs=[scalars, weights] if n < config.num_layers - 1 else None,
+                passes=n + 1,
             )
             for n in range(config.num_layers)
         ]
@@ -164,10 +165,10 @@ class Allegro(nn.Module):
                 latent, mixing = hidden[n + 1](inputs, list(network.weights))
             else:
                 latent, mixing = network(*inputs), None
-            # The last layer has no next environment.
-            scalars, *rest = [latent] if isinstance(latent, Tensor) else latent
+            # The last layer has no next environment. What all layers read, each passes on to the next.
+            scalars, *rest = latent[: -len(track)]
             weights = rest[0] if rest else weights
-            track.append(scalars)
+            track = [*latent[-len(track) :], scalars]
         energy = segment_sum(self.readout(*track), centre, graph.row_ptr)
         return (energy * norm).squeeze(1) * math.sqrt(0.5)
 

@@ -307,9 +307,9 @@ def networks(channels: int) -> dict[str, ScalarMLPSpec]:
     scalars, weights = 2 * channels, 3 * channels
     return {
         "first": ScalarMLPSpec((64,), (64,), (weights, scalars, weights), "silu"),
-        "latent": ScalarMLPSpec((scalars, channels), (64,), (scalars, weights), "silu"),
-        "latent wide": ScalarMLPSpec((scalars, channels), (128,), (scalars, weights), "silu"),
-        "latent last": ScalarMLPSpec((scalars, scalars, channels), (64,), (scalars,), "silu"),
+        "latent": ScalarMLPSpec((scalars, channels), (64,), (scalars, weights), "silu", passes=1),
+        "latent wide": ScalarMLPSpec((scalars, channels), (128,), (scalars, weights), "silu", passes=1),
+        "latent last": ScalarMLPSpec((scalars, scalars, channels), (64,), (scalars,), "silu", passes=2),
         "read-out": ScalarMLPSpec((scalars,) * 3, (32,), (1,), "silu"),
         "linear": ScalarMLPSpec((scalars,), (), (weights,), "silu"),
         "radial": ScalarMLPSpec((8,), (128,), (11 * channels,), "silu"),
@@ -363,7 +363,7 @@ def _chain_calls(spec: ChainSpec) -> Callable[[Graph, torch.dtype], Iterator[Cal
         }
         factors, harmonics_, *rest = _normal(shapes, graph, dtype)
         around, paths = rest[: len(spec.layers)], rest[len(spec.layers) :]
-        grads = [torch.randn_like(one) for one in made.results(factors)]
+        grads = [torch.randn_like(one) for one in (*made.results(factors), *([factors] if spec.passes else []))]
         arguments: dict[str, tuple[Any, ...]] = {
             "chain_forward": (factors, harmonics_, around, paths, ptr),
             "chain_backward": (factors, harmonics_, around, paths, grads, ptr),
@@ -451,7 +451,11 @@ def _mlp_calls(spec: ScalarMLPSpec) -> Callable[[Graph, torch.dtype], Iterator[C
         inputs, weights = tensors[: len(spec.inputs)], tensors[len(spec.inputs) :]
         grads = [torch.randn(rows, width, dtype=dtype, device=graph.types.device) for width in spec.outputs]
         packed = mlp_pack(weights, text)
-        arguments: dict[str, tuple[Any, ...]] = {"forward": (inputs, packed), "backward": (inputs, packed, grads)}
+        passed = [torch.randn_like(one) for one in inputs[: spec.passes]]
+        arguments: dict[str, tuple[Any, ...]] = {
+            "forward": (inputs, packed),
+            "backward": (inputs, packed, grads, passed),
+        }
         floor = floors.of_mlp(spec, rows, packed.element_size())
         for name, given in arguments.items():
 

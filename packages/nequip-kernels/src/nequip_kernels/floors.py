@@ -82,7 +82,7 @@ def of_chain(spec: ChainSpec, atoms: int, edges: int, itemsize: int) -> dict[str
     tables = [ContractionTable(layer, layer.l_max + 1) for layer in spec.layers]
     first, last = tables[0], spec.layers[-1]
     f, terms, layers = first.stored_in, sum(len(table.terms) for table in tables), len(tables)
-    out, again = last.dim_out + int(last.scalars_apart), f if spec.passes else 0
+    out, passed = last.dim_out + int(last.scalars_apart), f if spec.passes else 0
     harmonics = edges * first.components
     environment = atoms * first.components * last.channels
 
@@ -91,8 +91,8 @@ def of_chain(spec: ChainSpec, atoms: int, edges: int, itemsize: int) -> dict[str
         return Floor(itemsize * numbers, operations * edges * last.channels)
 
     return {
-        "chain_forward": floor(f + out + again, 1, layers, 3 * terms),
-        "chain_backward": floor(2 * f + out + again, 2, 2 * layers, 5 * terms + 3 * (terms - len(tables[-1].terms))),
+        "chain_forward": floor(f + out, 1, layers, 3 * terms),
+        "chain_backward": floor(2 * f + out + passed, 2, 2 * layers, 5 * terms + 3 * (terms - len(tables[-1].terms))),
         "environment_forward": floor(first.degrees, 1, 1, 2 * first.components),
         "environment_backward": floor(2 * first.degrees, 2, 1, 4 * first.components),
     }
@@ -158,5 +158,9 @@ def of_mlp(spec: ScalarMLPSpec, rows: int, itemsize: int) -> dict[str, Floor]:
     tensor = 3 if itemsize == 4 else 0
     return {
         "forward": Floor(itemsize * rows * (fan_in + out), 2 * rows * sum(products), tensor),
-        "backward": Floor(itemsize * rows * (2 * fan_in + out), 2 * rows * (2 * sum(products) - products[-1]), tensor),
+        "backward": Floor(
+            itemsize * rows * (2 * fan_in + out + sum(spec.inputs[: spec.passes])),
+            2 * rows * (2 * sum(products) - products[-1]),
+            tensor,
+        ),
     }

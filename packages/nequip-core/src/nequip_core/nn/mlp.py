@@ -30,6 +30,7 @@ class MLP(nn.Module):
         ops: chooses who computes it where it is not trained; default: the reference.
         inputs: widths of the tensors that are its input side by side; default: there is one.
         outputs: likewise of its result.
+        passes: how many of its inputs it gives behind its results, see `nequip_core.ops.contracts.ScalarMLPSpec`.
     """
 
     def __init__(
@@ -40,10 +41,13 @@ class MLP(nn.Module):
         *,
         inputs: Sequence[int] | None = None,
         outputs: Sequence[int] | None = None,
+        passes: int = 0,
     ) -> None:
         super().__init__()
         first, *hidden, out = widths
-        self.spec = ScalarMLPSpec(tuple(inputs or [first]), tuple(hidden), tuple(outputs or [out]), nonlinearity)
+        self.spec = ScalarMLPSpec(
+            tuple(inputs or [first]), tuple(hidden), tuple(outputs or [out]), nonlinearity, passes
+        )
         assert self.spec.widths == tuple(widths)
         self.weights = nn.ParameterList(
             torch.empty(fan_in, fan_out).uniform_(-math.sqrt(3), math.sqrt(3))

@@ -82,7 +82,8 @@ allegro.chain/1
                     it in the place of each edge's hidden layer: the environment is linear in its weights
     path_weights    of all layers, a sequence
     environment     of the last layer
-    factors_again   the factors, with ``passes`` only: who takes them from here has their gradients added by the kernel
+    factors_again   the factors as they are, with ``passes`` only: who takes them from here has their gradients added
+                    by the kernel
 
     All results are differentiated, once, with respect to factors, harmonics, environments and env_weights. Models that
     are not trained use it. Deterministic.
@@ -94,7 +95,7 @@ scalar_mlp/1
 
     inputs   [rows, inputs_n], a sequence of tensors
     weights  [fan_in, fan_out] of each layer, a sequence of tensors
-    outputs  [rows, outputs_n], a sequence of tensors
+    outputs  [rows, outputs_n], a sequence of tensors; behind them those of the inputs that it passes on, as they are
 
     x_0 = inputs side by side, x_{n+1} = s(alpha_n x_n W_n), and alpha_n x_n W_n of the last layer is the outputs side
     by side.
@@ -270,7 +271,7 @@ class ChainSpec:
 
     Attributes:
         layers: from the first on, whose features come as factors; each takes what the one before gives.
-        passes: whether the factors are wanted once more.
+        passes: whether the factors are passed on.
         width: of the hidden layer in the place of the last layer's environment weights; 0: of these.
     """
 
@@ -291,12 +292,15 @@ class ScalarMLPSpec:
         hidden: of the hidden layers.
         outputs: of the tensors that are its result side by side.
         nonlinearity: silu, mish, gelu or none; after each layer but the last.
+        passes: how many of its inputs, from the first on, it passes on. Who takes these instead of the inputs leaves it
+            to the network to add both gradients, within its own derivative.
     """
 
     inputs: tuple[int, ...]
     hidden: tuple[int, ...]
     outputs: tuple[int, ...]
     nonlinearity: str
+    passes: int = 0
 
     @property
     def widths(self) -> tuple[int, ...]:
@@ -321,7 +325,7 @@ class ScalarMLP(Protocol):
     def __call__(
         self, inputs: Sequence[Float[Tensor, "rows inputs"]], weights: Sequence[Float[Tensor, "fan_in fan_out"]]
     ) -> Sequence[Float[Tensor, "rows outputs"]]:
-        """The last layer's result."""
+        """The last layer's result, and what is passed on."""
         ...
 
 

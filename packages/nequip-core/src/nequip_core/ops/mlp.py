@@ -45,7 +45,8 @@ class ReferenceMLP(nn.Module):
         """See nequip_core.ops.contracts."""
         hidden, last = self.before_last(inputs, weights)
         x = hidden @ last
-        return [x] if len(self.spec.outputs) == 1 else x.split_with_sizes(list(self.spec.outputs), dim=1)
+        results = [x] if len(self.spec.outputs) == 1 else x.split_with_sizes(list(self.spec.outputs), dim=1)
+        return [*results, *inputs[: self.spec.passes]]
 
     def before_last(
         self, inputs: Sequence[Float[Tensor, "rows inputs"]], weights: Sequence[Float[Tensor, "fan_in fan_out"]]

@@ -13,8 +13,8 @@ chain                 T_0 = f Y    T_{m+1} = C_m(T_m, v_m)    out = T_last
 chain_backward        T_m again    d_last = g    d_m = C_m'(d_{m+1}, v_m)    n_m = sum_edges C_m''(d_{m+1}, T_m)
                       df = d_0 Y    dY = sum_channels d_0 f
 
-A chain also gives its factors once more (`passes`): who takes them from there has its gradient added within
-chain_backward, where autograd would read and write both once more.
+A chain may pass its factors on (`passes`): the gradient of who takes them from there is added within chain_backward,
+where autograd would read and write both once more.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ def source(tables: Sequence[Table], *, passes: bool) -> str:
 
     Args:
         tables: of the layers, in order.
-        passes: whether the factors are given once more.
+        passes: whether the factors are passed on.
     """
     last = tables[-1].spec
     about = f"allegro.chain/1: {len(tables)} layers to {'+'.join(map(str, last.irreps_out))}, l_max {last.l_max}."
-    kernels = [_forward(tables, passes=passes), _backward(tables, passes=passes)]
+    kernels = [_forward(tables), _backward(tables, passes=passes)]
     return module(about, [*kernels, _environment(tables[0]), _environment_backward(tables[0])])
 
 
@@ -44,9 +44,9 @@ def _arguments(tables: Sequence[Table]) -> list[str]:
     return ["factors", "harmonics", *(f"environment{m}" for m in numbers), *(f"path_weights{m}" for m in numbers)]
 
 
-def _forward(tables: Sequence[Table], *, passes: bool) -> Kernel:
+def _forward(tables: Sequence[Table]) -> Kernel:
     last = tables[-1].spec
-    written = ["out", *(["scalars"] if last.scalars_apart else []), *(["factors_again"] if passes else [])]
+    written = ["out", *(["scalars"] if last.scalars_apart else [])]
     k = Kernel("chain_forward", [*_arguments(tables), *written], dtype_of="out")
     k.this_atom()
     _load_atoms(k, tables)
@@ -61,10 +61,6 @@ def _forward(tables: Sequence[Table], *, passes: bool) -> Kernel:
             if component == 0 and last.scalars_apart:
                 k.edge_rows("scalars", 1)
                 k.store_edge("scalars", 0, "r")
-        if passes:
-            k.edge_rows("factors_again", tables[0].stored_in)
-            for degree in range(tables[0].stored_in):
-                k.store_edge("factors_again", degree, f"f{degree}")
     return k
 
 

@@ -79,7 +79,7 @@ class Kernels:
         path_weights: Sequence[Tensor],
         row_ptr: Tensor,
     ) -> list[Tensor]:
-        """What the last layer gives, its even scalars if they are wanted apart, and the factors if they are."""
+        """What the last layer gives, and its even scalars if they are wanted apart."""
         outputs = self.results(factors)
         inputs = contiguous(factors, harmonics, *environments, *path_weights)
         self._launch("chain_forward", row_ptr, *inputs, *outputs)
@@ -94,7 +94,7 @@ class Kernels:
         grads: Sequence[Tensor],
         row_ptr: Tensor,
     ) -> list[Tensor]:
-        """Derivatives by factors, harmonics and environments."""
+        """Derivatives by factors, harmonics and environments; the last gradient is that of factors passed on."""
         inputs = contiguous(factors, harmonics, *environments, *path_weights, *grads)
         d_factors, sums = like(factors), self._slots("chain_backward", harmonics)
         of_environments = [like(one) for one in environments]
@@ -106,7 +106,7 @@ class Kernels:
         edges, channels = factors.shape[0], self.first.channels
         out = factors.new_empty(edges, self.last.dim_out, channels)
         scalars = [factors.new_empty(edges, channels)] if self.last.scalars_apart else []
-        return [out, *scalars, *([like(factors)] if self.spec.passes else [])]
+        return [out, *scalars]
 
     def of_atoms(self, env_weights: Tensor, row_ptr: Tensor) -> Tensor:
         """Room for an environment."""

@@ -68,11 +68,13 @@ class KernelChain(nn.Module):
             ValueError: a tensor has another shape than the specification says.
         """
         from nequip_kernels.chain.operators import chain, environment
+        from nequip_kernels.chain.passing import passing
 
         self._check(factors, harmonics, environments, env_weights, path_weights, mixing)
         own = mixed(environment(env_weights, harmonics, graph.row_ptr, self.of_sums), mixing)
         around, paths = [*environments, own], list(path_weights)
-        out, *more = chain(factors, harmonics, around, paths, graph.row_ptr, self.text)
+        call = passing if self.spec.passes else chain
+        out, *more = call(factors, harmonics, around, paths, graph.row_ptr, self.text)
         return out, own, *more
 
     def _check(

@@ -10,7 +10,7 @@ models that are not trained.
 """
 
 # torch reads the annotations to make the operators' schemas, so they are types here and not strings.
-import itertools
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -58,7 +58,7 @@ def chain(
     inputs = factors, harmonics, environments, path_weights, row_ptr
     if launched(factors):
         return kernels.chain(*inputs)
-    return reference.chain(kernels.tables, *inputs, passes=kernels.spec.passes)
+    return reference.chain(kernels.tables, *inputs)
 
 
 @operator("nequip_kernels::chain_backward")
@@ -71,7 +71,10 @@ def chain_backward(
     row_ptr: Tensor,
     spec: str,
 ) -> list[Tensor]:
-    """Derivatives of the sum of grads times results by factors, harmonics and environments."""
+    """Derivatives of the sum of grads times results by factors, harmonics and environments.
+
+    The last gradient is that of factors that are passed on.
+    """
     kernels = _kernels(spec, factors)
     inputs = factors, harmonics, environments, path_weights, grads, row_ptr
     if launched(factors):
@@ -135,21 +138,39 @@ def _differentiate_chain(ctx: Any, given: list[Tensor | None]) -> tuple[Any, ...
     nothing = [None] * ctx.layers
     if all(one is None for one in given):
         return None, None, nothing, nothing, None, None
-    if reached(ctx, range(2 + ctx.layers, 2 + 2 * ctx.layers)):
+    of_path_weights = range(2 + ctx.layers, 2 + 2 * ctx.layers)
+    factors, harmonics, row_ptr, *tensors = ctx.saved_tensors
+    around = factors, harmonics, tensors[: ctx.layers], tensors[ctx.layers :], row_ptr, ctx.text
+    more = [None] if _kernels(ctx.text, factors).spec.passes else []
+    of_factors, of_harmonics, *of_environments = differentiate(ctx, of_path_weights, around, [*given, *more])
+    return of_factors, of_harmonics, of_environments, nothing, None, None
+
+
+def differentiate(
+    ctx: Any, of_path_weights: Iterable[int], around: tuple[Any, ...], given: Sequence[Tensor | None]
+) -> list[Tensor]:
+    """Derivatives by factors, harmonics and environments.
+
+    Args:
+        ctx: of the backward function.
+        of_path_weights: their numbers among its inputs.
+        around: what the chain was called with.
+        given: gradients of its results, and of the factors if they are passed on; those that are absent are zero.
+
+    Raises:
+        InputError: a derivative by path weights is asked for.
+    """
+    if reached(ctx, of_path_weights):
         raise InputError(
             "allegro.chain/1 has no derivative by path weights: it is for models that are not trained. Train with "
             "another kernel of allegro.chain, or call module.train() first."
         )
-    factors, harmonics, row_ptr, *tensors = ctx.saved_tensors
-    rest = iter(tensors)
-    environments, path_weights = (list(itertools.islice(rest, ctx.layers)) for _ in range(2))
-    shapes = _chain_shapes(factors, ctx.text)
+    factors, harmonics, environments, path_weights, row_ptr, text = around
+    shapes = [*_chain_shapes(factors, text), factors]
     # Who takes all results, as models do, fills nothing with zeros.
-    grads = [torch.zeros_like(like) if one is None else one for one, like in zip(given, shapes, strict=True)]
-    of_factors, of_harmonics, *of_environments = chain_backward(
-        factors, harmonics, environments, path_weights, grads, row_ptr, ctx.text
-    )
-    return of_factors, of_harmonics, of_environments, nothing, None, None
+    grads = [torch.zeros_like(like) if one is None else one for one, like in zip(given, shapes, strict=False)]
+    found: list[Tensor] = chain_backward(factors, harmonics, environments, path_weights, grads, row_ptr, text)
+    return found
 
 
 environment.register_autograd(_differentiate_environment, setup_context=_keep_environment)

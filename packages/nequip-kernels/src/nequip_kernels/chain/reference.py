@@ -58,15 +58,13 @@ def chain(
     environments: Sequence[Tensor],
     path_weights: Sequence[Tensor],
     row_ptr: Tensor,
-    *,
-    passes: bool,
 ) -> list[Tensor]:
-    """What the last layer gives, its even scalars if they are wanted apart, and the factors if they are."""
+    """What the last layer gives, and its even scalars if they are wanted apart."""
     atoms = Atoms(row_ptr, harmonics.shape[0])
     around = [atoms.gather(one) for one in environments]
     *_, last = _features(tables, factors, harmonics, around, path_weights)
     scalars = [last[0].clone()] if tables[-1].spec.scalars_apart else []
-    return [torch.stack(list(last), dim=1), *scalars, *([factors.clone()] if passes else [])]
+    return [torch.stack(list(last), dim=1), *scalars]
 
 
 def chain_backward(

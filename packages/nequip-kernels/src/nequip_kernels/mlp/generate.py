@@ -59,6 +59,8 @@ TILE = 32
 def source(spec: ScalarMLPSpec, dtype: torch.dtype, piece: int) -> str:
     """A file with ``mlp_forward``, ``mlp_backward`` and ``mlp_pack``; of a single layer, with ``mlp_by_matrix`` too.
 
+    Of a network that passes inputs on, with ``mlp_backward_and_add``, which adds their gradients ``more0``, ...
+
     Args:
         spec: of the network.
         dtype: of all numbers.
@@ -67,7 +69,8 @@ def source(spec: ScalarMLPSpec, dtype: torch.dtype, piece: int) -> str:
     about = (
         f"A network of the widths {list(spec.inputs)}, {list(spec.hidden)}, {list(spec.outputs)}, pieces of {piece}."
     )
-    functions = [ROUNDED, *(Writer(spec, dtype, piece).write(name) for name in ("forward", "backward"))]
+    names = ["forward", "backward", *(["backward_and_add"] if spec.passes else [])]
+    functions = [ROUNDED, *(Writer(spec, dtype, piece).write(name) for name in names)]
     functions += [pack(spec, dtype)] if spec.hidden else [pack(spec, dtype), by_matrix(spec, dtype)]
     return HEAD.format(about=about) + "".join(f"\n\n{text}\n" for text in functions)
 
@@ -95,8 +98,9 @@ class Writer:
         if name == "forward":
             tensors += [f"out{n}" for n in outputs]
         else:
-            tensors += [*(f"grad{n}" for n in outputs), *(f"dx{n}" for n in inputs)]
-            strides += [f"t{n}" for n in outputs]
+            more = range(self.spec.passes if name == "backward_and_add" else 0)
+            tensors += [*(f"grad{n}" for n in outputs), *(f"more{n}" for n in more), *(f"dx{n}" for n in inputs)]
+            strides += [*(f"t{n}" for n in outputs), *(f"u{n}" for n in more)]
         arguments = ", ".join([*tensors, "rows", *strides])
         self(
             "@triton.jit",
@@ -110,11 +114,11 @@ class Writer:
             "ck = tl.arange(0, BK)",
             "cn = tl.arange(0, BN)",
         )
-        hidden = self._hidden(keep=name == "backward")
+        hidden = self._hidden(keep=name != "forward")
         if name == "forward":
             self._product(0 if not self.spec.hidden else self.spec.layers - 1, False, "x", "s", hidden, "out")
         else:
-            self._backward()
+            self._backward(len(more))
         return "\n".join(self.lines)
 
     def _pieces(self, layer: int) -> list[int]:
@@ -135,7 +139,7 @@ class Writer:
                 self._split(matrix=self.matrices[n + 1, False], name=name)
         return names
 
-    def _backward(self) -> None:
+    def _backward(self, more: int) -> None:
         names: list[str] = []
         for n in reversed(range(len(self.spec.hidden))):
             matrix = self.matrices[n + 1, True]
@@ -146,7 +150,7 @@ class Writer:
                 self(f"{name} = {name} * slope")
                 self._split(matrix=self.matrices[n, True], name=name)
             names = sums
-        self._product(0, True, "grad", "t", names, "dx")
+        self._product(0, True, "grad", "t", names, "dx", more)
 
     # Products
 
@@ -171,9 +175,9 @@ class Writer:
                 self._add(matrix, one, "v", f"{m * self.piece}", "column + k", "ck")
 
     def _product(
-        self, layer: int, transposed: bool, memory: str, stride: str, names: Sequence[str], result: str
+        self, layer: int, transposed: bool, memory: str, stride: str, names: Sequence[str], result: str, more: int = 0
     ) -> None:
-        """A product whose pieces are stored one after the other."""
+        """A product whose pieces are stored one after the other, the first ``more`` tensors with another one added."""
         matrix = self.matrices[layer, transposed]
         for number, width in enumerate(matrix.outer):
             self(f"for n in range(0, {width}, BN):")
@@ -185,9 +189,15 @@ class Writer:
             if not names:
                 for _ in self._read(matrix, memory, stride):
                     self._add(matrix, "y", "v", row, "column + k", "ck")
+            mask = _mask("n", "cn", width, self.piece)
+            if number < more:
+                self(
+                    f"m_at = more{number} + (e * u{number})[:, None] + (n + cn)[None, :]",
+                    f"y = y + tl.load(m_at, mask={mask}, other=0.0)",
+                )
             self(
                 f"y_at = {result}{number} + (e * {width})[:, None] + (n + cn)[None, :]",
-                f"tl.store(y_at, y, mask={_mask('n', 'cn', width, self.piece)})",
+                f"tl.store(y_at, y, mask={mask})",
             )
             self.depth -= 1
 

@@ -51,7 +51,8 @@ def kernels_of(text: str) -> Kernels:
     """The kernels that `describe` described."""
     about = json.loads(text)
     given = about["spec"]
-    spec = ScalarMLPSpec(tuple(given["inputs"]), tuple(given["hidden"]), tuple(given["outputs"]), given["nonlinearity"])
+    inputs, hidden, outputs = (tuple(given[name]) for name in ("inputs", "hidden", "outputs"))
+    spec = ScalarMLPSpec(inputs, hidden, outputs, given["nonlinearity"], given["passes"])
     return Kernels(
         spec, getattr(torch, about["dtype"]), {name: Block(*block) for name, block in about["blocks"].items()}
     )
@@ -87,12 +88,15 @@ class Kernels:
         self._launch("forward", rows, *x, packed, *outputs, rows, *(one.stride(0) for one in x))
         return outputs
 
-    def backward(self, inputs: Sequence[Tensor], packed: Tensor, grads: Sequence[Tensor]) -> list[Tensor]:
-        """Derivatives by the inputs."""
-        x, g, rows = rows_in_memory(*inputs), rows_in_memory(*grads), inputs[0].shape[0]
+    def backward(
+        self, inputs: Sequence[Tensor], packed: Tensor, grads: Sequence[Tensor], passed: Sequence[Tensor] = ()
+    ) -> list[Tensor]:
+        """Derivatives by the inputs, to which the gradients of what was ``passed`` on are added."""
+        x, g, more, rows = *map(_rows, (inputs, grads, passed)), inputs[0].shape[0]
         outputs = [one.new_empty(one.shape) for one in inputs]
-        strides = [one.stride(0) for one in (*x, *g)]
-        self._launch("backward", rows, *x, packed, *g, *outputs, rows, *strides)
+        strides = [one.stride(0) for one in (*x, *g, *more)]
+        name = "backward_and_add" if passed else "backward"
+        self._launch(name, rows, *x, packed, *g, *more, *outputs, rows, *strides)
         return outputs
 
     def by_matrix(self, inputs: Sequence[Tensor], grads: Sequence[Tensor]) -> Tensor:
@@ -110,6 +114,11 @@ class Kernels:
         return self.spec.alphas[0] * sums.sum(0)
 
     def _launch(self, name: str, rows: int, *arguments: Tensor | int) -> None:
-        block = self.blocks[name]
+        kind = name.split("_")[0]
+        block = self.blocks[kind]
         sizes = {"BE": block.edges, "BN": block.channels, "BK": INNER}
-        self.functions[name].launch(f"mlp_{name}", (rows // block.edges + 1, 1), sizes, block, *arguments)
+        self.functions[kind].launch(f"mlp_{name}", (rows // block.edges + 1, 1), sizes, block, *arguments)
+
+
+def _rows(tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    return rows_in_memory(*tensors)

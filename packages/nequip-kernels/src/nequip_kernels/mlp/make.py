@@ -37,14 +37,14 @@ def parts(spec: ScalarMLPSpec) -> list[ScalarMLPSpec]:
     """
     inputs: tuple[int, ...] = spec.inputs
     kept: tuple[int, ...] = ()
-    found = []
+    found, passes = [], spec.passes
     for width in spec.hidden:
         if sum(kept) + width > WIDEST:
-            found.append(ScalarMLPSpec(inputs, kept, (width,), spec.nonlinearity))
-            inputs, kept = (width,), ()
+            found.append(ScalarMLPSpec(inputs, kept, (width,), spec.nonlinearity, passes))
+            inputs, kept, passes = (width,), (), 0
         else:
             kept = (*kept, width)
-    return [*found, ScalarMLPSpec(inputs, kept, spec.outputs, spec.nonlinearity)]
+    return [*found, ScalarMLPSpec(inputs, kept, spec.outputs, spec.nonlinearity, passes)]
 
 
 def make_mlp(spec: ScalarMLPSpec, dtype: torch.dtype, device: torch.device) -> nn.Module:
@@ -96,7 +96,7 @@ class KernelLayers(nn.Module):
         x = inputs
         for n, (layer, weight) in enumerate(zip(self.layers, weights, strict=True)):
             x = layer([self.gain * self.nonlinearity(x[0])] if n else x, [weight])
-        return x
+        return [*x, *inputs[: self.spec.passes]]
 
 
 def gain(spec: ScalarMLPSpec) -> float:
@@ -127,15 +127,21 @@ class KernelMLP(nn.Module):
             ValueError: a tensor has another shape than the specification says.
         """
         from nequip_kernels.mlp.operators import mlp, mlp_pack
+        from nequip_kernels.mlp.passing import passing
 
         self._check(inputs, weights)
         x, layers = list(inputs), list(weights)
+        passed: list[Tensor] = []
         for n, (part, text) in enumerate(zip(self.parts, self.texts, strict=True)):
             if n:
                 x = [self.gain * NONLINEARITIES[self.spec.nonlinearity](x[0])]
             own, layers = layers[: part.layers], layers[part.layers :]
-            x = mlp(x, *self.packed[n](lambda *own, text=text: (list(own), mlp_pack(list(own), text)), *own), text)
-        return x
+            packed = self.packed[n](lambda *own, text=text: (list(own), mlp_pack(list(own), text)), *own)
+            if part.passes:  # the first part
+                x, passed = passing(x, *packed, text)
+            else:
+                x = mlp(x, *packed, text)
+        return [*x, *passed]
 
     def _check(self, inputs: Sequence[Tensor], weights: Sequence[Tensor]) -> None:
         """A kernel reads what it was made for, whatever is there."""

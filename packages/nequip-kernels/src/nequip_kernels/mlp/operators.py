@@ -49,6 +49,19 @@ def mlp_backward(
     return _copies(reference.backward(kernels.spec, inputs, weights, grads))
 
 
+@operator("nequip_kernels::mlp_backward_and_add")
+def mlp_backward_and_add(
+    inputs: list[Tensor], weights: list[Tensor], packed: Tensor, grads: list[Tensor], passed: list[Tensor], spec: str
+) -> list[Tensor]:
+    """Derivatives by the inputs, to which the gradients of those that were passed on are added. Has no derivative."""
+    kernels = kernels_of(spec)
+    if launched(packed):
+        return kernels.backward(inputs, packed, grads, passed)
+    by_inputs = reference.backward(kernels.spec, inputs, weights, grads)
+    sums = [one + more for one, more in zip(by_inputs, passed, strict=False)]
+    return [*sums, *_copies(by_inputs[len(passed) :])]
+
+
 @operator("nequip_kernels::mlp_by_matrix")
 def mlp_by_matrix(inputs: list[Tensor], grads: list[Tensor], spec: str) -> Tensor:
     """Of a single layer: the derivative of the sum of grads times outputs by its matrix."""
@@ -87,6 +100,7 @@ mlp_by_matrix.register_fake(_by_matrix_shapes)
 mlp_pack.register_fake(_pack_shapes)
 mlp.register_fake(_mlp_shapes)
 mlp_backward.register_fake(_backward_shapes)
+mlp_backward_and_add.register_fake(_backward_shapes)
 
 
 # Derivatives

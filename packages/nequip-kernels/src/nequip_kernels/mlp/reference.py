@@ -21,7 +21,7 @@ from nequip_core.ops.mlp import NONLINEARITIES, ReferenceMLP
 
 def forward(spec: ScalarMLPSpec, inputs: Sequence[Tensor], weights: Sequence[Tensor]) -> list[Tensor]:
     """The last layer's result."""
-    return list(ReferenceMLP(spec)(inputs, weights))
+    return list(ReferenceMLP(spec)(inputs, weights))[: len(spec.outputs)]
 
 
 def backward(
