@@ -114,6 +114,24 @@ def test_recorded_steps(compiled: Callable[[str, str], tuple[Path, Path]], name:
     assert "cudaGraphLaunch" in {event.key for event in seen.key_averages()}
 
 
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
+def test_recorded_steps_on_a_device_that_is_not_the_current_one(
+    compiled: Callable[[str, str], tuple[Path, Path]],
+) -> None:
+    _, out = compiled("allegro", "float64")
+    atoms = bulk("MgO", "rocksalt", a=4.2, cubic=True) * (2, 2, 2)
+    atoms.symbols = ["O" if symbol == "O" else "H" for symbol in atoms.symbols]
+    rng = np.random.default_rng(0)
+    one, other = (NequIPCalculator.from_file(out, device=device, skin=0.6) for device in ("cuda:0", "cuda:1"))
+    for _ in range(40):
+        atoms.positions += rng.normal(scale=0.03, size=atoms.positions.shape)
+        for calculator in (one, other):
+            calculator.calculate(atoms)
+        np.testing.assert_allclose(other.results["forces"], one.results["forces"], rtol=1e-10, atol=1e-9)
+    assert other._moving._steps is not None
+    assert torch.cuda.current_device() == 0
+
+
 @pytest.mark.xdist_group("memory")
 def test_more_than_2_to_the_31_elements(tmp_path: Path) -> None:
     """[edges, 9, 64] of Allegro's features, once beyond what 32 bits count, against blocks far below it."""

@@ -88,14 +88,14 @@ class Told:
         self._there = torch.empty(0)
 
     def tell(self, numbers: Tensor) -> None:
-        """These, in place of any before; on the current stream."""
+        """These, in place of any before; on the current stream of their device, which need not be the current one."""
         if self.event is None:
             self._there = numbers.clone()
             return
         if self._there.shape != numbers.shape or self._there.dtype is not numbers.dtype:
             self._there = torch.empty(numbers.shape, dtype=numbers.dtype, pin_memory=True)
         self._there.copy_(numbers, non_blocking=True)
-        self.event.record()
+        self.event.record(torch.cuda.current_stream(numbers.device))
 
     def read(self) -> list[Any]:
         """They are waited for."""
