@@ -189,16 +189,21 @@ def test_models(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "kernel"),
-    [("nequip", "convolve_forward_0"), ("allegro", "chain_forward"), ("allegro", "contract_forward")],
+    ("name", "kernels", "kernel"),
+    [
+        ("nequip", "triton", "tabulated_forward_0"),
+        ("nequip", "nequip.convolution=triton,nequip.tabulated_convolution=none", "convolve_forward_0"),
+        ("allegro", "triton", "chain_forward"),
+        ("allegro", "triton", "contract_forward"),
+    ],
 )
-def test_a_compiled_file_runs_the_kernel_that_it_names(name: str, kernel: str, tmp_path: Path) -> None:
+def test_a_compiled_file_runs_the_kernel_that_it_names(name: str, kernels: str, kernel: str, tmp_path: Path) -> None:
     golden = Path(__file__).parents[1] / "golden" / "published"
     source = {"nequip": "nequip-0.16-checkpoint", "allegro": "allegro-0.8-checkpoint"}[name]
     package, out = tmp_path / "model.nequip.zip", tmp_path / "model.nequip.pt2"
     assert main(["convert", str(golden / source / "last.ckpt"), str(package)]) == 0
-    command = ["compile", str(package), str(out), "--target", "ase", "--device", "cuda", "--kernels", "triton"]
-    assert main(command) == 0
+    command = ["compile", str(package), str(out), "--target", "ase", "--device", "cuda", "--kernels", kernels]
+    assert main([*command, "--dtype", "float32"]) == 0
     assert {about["chosen"] for about in read_metadata(out).kernels.values()} == {"triton"}
     model = load_model(out, device="cuda")
     graph = to(sample_graph(model.info, Sizes(1, 50, 900)), CUDA)

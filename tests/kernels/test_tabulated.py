@@ -130,22 +130,26 @@ def test_in_training_the_network_is_computed(case: Case) -> None:
 
 
 @pytest.mark.parametrize(
-    ("taken", "options"),
+    ("options", "report"),
     [
-        (True, {}),
-        (False, {"derivatives": 2}),
-        (False, {"dtype": torch.float64}),
-        (False, {"device": "cpu"}),
-        (False, {"request": "reference"}),
-        (False, {"request": {"nequip.tabulated_convolution": "none"}}),
+        ({}, None),
+        ({"derivatives": 2}, {}),
+        ({"dtype": torch.float64}, {"triton": "computes in ['float32'], not in float64"}),
+        ({"device": "cpu"}, {"triton": "runs on ['cuda'], not on cpu"}),
+        ({"request": "reference"}, {}),
+        ({"request": {"nequip.tabulated_convolution": "none"}}, {}),
     ],
 )
-def test_files_for_cuda_take_it(taken: bool, options: dict[str, Any]) -> None:
+def test_files_for_cuda_take_it(options: dict[str, Any], report: dict[str, str] | None) -> None:
+    """Others do not; a refusal is in the report."""
     kernels = dict(load_registry().kernels)
     name = f"{NEQUIP_TABULATED_CONVOLUTION}/triton"
     kernels[name] = replace(kernels[name], refuses=Ref("nequip_core.ops.reference:refuses"))  # as on any machine
     given: dict[str, Any] = {"dtype": torch.float32, "device": "cuda", "derivatives": 1} | options
-    assert Ops(kernels, **given).is_quicker(NEQUIP_TABULATED_CONVOLUTION, SPEC) is taken
+    ops = Ops(kernels, **given)
+    assert ops.is_quicker(NEQUIP_TABULATED_CONVOLUTION, SPEC) is (report is None)
+    expected = {NEQUIP_TABULATED_CONVOLUTION: {"chosen": "none", "refused": report}} if report else {}
+    assert ops.report == expected
 
 
 def test_a_table_that_is_too_large(monkeypatch: pytest.MonkeyPatch) -> None:

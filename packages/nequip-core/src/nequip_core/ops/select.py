@@ -22,6 +22,9 @@ Exchange = Callable[[Tensor], Tensor]
 NOTHING = "none"
 """The kernel's name for an operator without which a model does, though one would serve."""
 
+PLAIN = (NOTHING, "reference")
+"""Of what a report need not speak where there is another kernel."""
+
 
 def identity(h: Tensor) -> Tensor:
     """The exchange of a process that owns all atoms."""
@@ -106,9 +109,12 @@ class Ops:
         A kernel's name for all operators does not take one that wants to be named for its own.
         """
         offered, refused, wanted = self._choice(op, spec)
-        if wanted not in offered.keys() - refused.keys() - {"reference"}:
-            return False
-        return offered[wanted].auto and offered[wanted].derivatives >= self.derivatives
+        could = {name for name, entry in offered.items() if entry.auto and entry.derivatives >= self.derivatives}
+        if wanted in could - refused.keys() - {"reference"}:
+            return True
+        if reasons := {name: reason for name, reason in refused.items() if name in could}:
+            self._note(op, NOTHING, reasons)
+        return False
 
     def recomputes(self, op: str, spec: Any, num_weights: int) -> bool:
         """Whether an operator is taken that makes weights of edges where it needs them, as all are too many to store.
@@ -150,9 +156,8 @@ class Ops:
     def _note(self, op: str, chosen: str, refused: dict[str, str]) -> None:
         """A model has several of an operator: what is not the reference is named, and every reason."""
         known = self.report.get(op, {"chosen": chosen, "refused": {}})
-        if chosen == "reference":
-            chosen = known["chosen"]
-        self.report[op] = {"chosen": chosen, "refused": {**refused, **known["refused"]}}
+        telling = max(chosen, known["chosen"], key=lambda name: (name not in PLAIN, name != NOTHING))
+        self.report[op] = {"chosen": telling, "refused": {**refused, **known["refused"]}}
 
     def _wanted(self, op: str) -> str:
         """The kernel's name for an operator; in {operator: name} the contract's number may be left out."""
