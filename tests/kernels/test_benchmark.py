@@ -118,4 +118,4 @@ def test_all_that_tuning_tries_is_compiled_ahead(monkeypatch: pytest.MonkeyPatch
     by_weights = [args for name, args, _ in seen if name == "contract_by_weights"]
     assert all(args[-1] == 48 for args in by_weights)  # whole numbers as they will be
     assert all(args[0] is torch.float32 and args[-2] is torch.int64 for args in by_weights)
-    assert len([name for name, _, _ in seen if name == "mlp_backward"]) == len(benchmark.OF_NETWORKS)
+    assert len([name for name, _, _ in seen if name == "mlp_backward_and_add"]) == len(benchmark.OF_NETWORKS)
