@@ -1,5 +1,7 @@
 """scalar_mlp/1 as operators of torch's dispatcher: mlp_pack, and mlp -> mlp_backward.
 
+mlp_backward_and_add is mlp_backward for inputs that were passed on (`nequip_kernels.mlp.passing`).
+
 On CUDA an operator launches one kernel; torch.compile and AOTInductor see the launch itself. On the CPU it is what
 `nequip_kernels.mlp.reference` computes. The derivative by weights, and the derivatives of mlp_backward, are plain
 products of matrices on every device: training, which needs them, takes the reference (see `nequip_core.nn.mlp`).
