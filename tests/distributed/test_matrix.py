@@ -95,7 +95,8 @@ def test_two_gpus_train_as_one_and_wait_for_nothing(work: Any, close: Callable[.
     close(work.rows("run"), work.rows("one"), 1e-9)
     close(work.checkpoint("run").training.raw, work.checkpoint("one").training.raw, 1e-9)
     assert state(work)["devices"] == ["cuda:0", "cuda:1"]
-    _, err = work.run("run.dir=hung", TWO, planted(1, 3, "sleep"), "trainer.rank_timeout=10", *words, code=1)
+    patience = "trainer.rank_timeout=60"  # compiling takes its time too
+    _, err = work.run("run.dir=hung", TWO, planted(1, 3, "sleep"), patience, *words, code=1)
     assert "the others wait for rank 1 (process " in err
     assert work.leftovers() == []
 
@@ -223,6 +224,14 @@ def test_a_process_that_hangs_is_named(work: Any) -> None:
     assert "which is at step 3" in err
     assert state(work)["state"] == "failed"
     assert "rank 1" in state(work)["error"]
+    assert work.leftovers() == []
+
+
+def test_processes_that_are_all_busy_are_named(work: Any) -> None:
+    """The network is not blamed."""
+    both = ", ".join(f"{{name: planted.At, args: {{rank: {rank}, step: 3, what: sleep}}}}" for rank in (0, 1))
+    _, err = work.run("run.dir=run", TWO, f"training.callbacks=[{both}]", "trainer.rank_timeout=5", code=1)
+    assert re.search(r"all are busy: rank 0 \(.*\), which is at step 3, rank 1 \(.*\), which is at step 3\. If", err)
     assert work.leftovers() == []
 
 

@@ -90,6 +90,7 @@ std::vector<at::Tensor> to_device(std::vector<at::Tensor> tensors, at::Device de
 Model::Model(const nequip_options &options) : facts_(read_facts(options.file)) {
   device_ = choose_device(options.file, facts_, options.device, options.local_rank);
   device_name_ = device_.str();
+  c10::OptionalDeviceGuard guard(device_);  // the loader makes the device the current one, and the host may have another
   if (!device_.is_cpu()) {
     gpu::let_memory_grow();
     at::zeros({1}, at::TensorOptions(device_));  // torch starts CUDA with the first tensor

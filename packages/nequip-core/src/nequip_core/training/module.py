@@ -202,6 +202,7 @@ class TrainingModule(LightningModule):
         if self.ema is not None:
             self.ema.follow()
         if self.compiled is not None:
+            self.ranks.at("the compilation of the step")
             self.compiled.prepare_training(self.device)
             with self.as_packaged():
                 self.compiled.prepare_validation(self.device)

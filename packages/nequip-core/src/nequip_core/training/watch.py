@@ -54,13 +54,15 @@ class Beat(NamedTuple):
         ticks: of its thread, which goes on while the process waits or computes.
         entered: exchanges so far.
         moves: grows while the process does something.
-        what: it does.
+        waits: whether it is in an exchange.
+        what: it does, or exchanges.
         where: host and process number.
     """
 
     ticks: int
     entered: int
     moves: int
+    waits: bool
     what: str
     where: str
 
@@ -87,7 +89,7 @@ class Watch:
         self._stopped = threading.Event()
         self._where = f"process {os.getpid()} on {socket.gethostname()}"
         self._ticks = self._entered = self._moves = 0
-        self._what = "the start"
+        self._waits, self._what = False, "the start"
         self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
         self._tell()
 
@@ -102,13 +104,14 @@ class Watch:
 
     def at(self, what: str) -> None:
         """The process is about to do something."""
-        self._what = what
+        self._waits, self._what = False, what
         self._moves += 1
 
     def enters(self, what: str) -> None:
         """The process is about to exchange something."""
         self._entered += 1
-        self.at(what)
+        self._waits, self._what = True, what
+        self._moves += 1
 
     def fail(self, failure: Failure) -> Failure:
         """Tell that this process fails; what the first one told comes back. The thread ends the process if need be."""
@@ -156,7 +159,7 @@ class Watch:
 
     def _tell(self) -> None:
         self._ticks += 1
-        beat = Beat(self._ticks, self._entered, self._moves, self._what, self._where)
+        beat = Beat(self._ticks, self._entered, self._moves, self._waits, self._what, self._where)
         with self._lock:
             self._store.set(f"beat/{self.rank}", json.dumps(beat))
 
@@ -172,14 +175,17 @@ class Watch:
 
     def _verdict(self, beats: Sequence[Beat]) -> str:
         least = min(beat.entered for beat in beats)
-        late = {rank: beat for rank, beat in enumerate(beats) if beat.entered == least}
+        late = [rank for rank, beat in enumerate(beats) if beat.entered == least]
+        busy = [rank for rank in late if not beats[rank].waits]
+        named = ", ".join(f"rank {rank} ({beats[rank].where}), which is at {beats[rank].what}" for rank in busy or late)
         if self.rank != 0:
             what = f"rank 0 ({beats[0].where}) is not heard of; it was at {beats[0].what}"
-        elif len(late) == self.size:
-            what = f"all wait for each other in {beats[0].what}: the network between them does not work"
+        elif len(busy) == self.size:
+            what = f"all are busy: {named}. If that may take so long, raise trainer.rank_timeout"
+        elif busy or len(late) < self.size:
+            what = f"the others wait for {named}"
         else:
-            named = (f"rank {rank} ({beat.where}), which is at {beat.what}" for rank, beat in late.items())
-            what = f"the others wait for {', '.join(named)}"
+            what = f"all wait for each other in {beats[0].what}: the network between them does not work"
         return (
             f"No process has moved for {self.timeout:g} s (trainer.rank_timeout): {what}. The same command goes on "
             "from the last checkpoint."
