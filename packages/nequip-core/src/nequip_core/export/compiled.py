@@ -291,7 +291,9 @@ class CompiledPotential:
     def _load(self, name: str) -> Run:
         cuda = self.device.type == "cuda"
         # On CUDA without torch's own waiting for the run before, which can not be recorded (nequip_core.recording).
-        index = (self.device.index or 0) if cuda else -1
+        index = -1
+        if cuda:
+            index = torch.cuda.current_device() if self.device.index is None else self.device.index
         with torch.cuda.device(index):  # the loader makes it the current one (torch 2.13); -1: none
             loader = torch._C._aoti.AOTIModelPackageLoader(str(self.path), name, cuda, 1, index)
         # The loader's temporary folder goes with it, which must be before the interpreter does.
