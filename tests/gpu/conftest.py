@@ -10,6 +10,14 @@ import torch
 NO_DEVICE = 2
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Tests of two devices are left out, not skipped, where there is one."""
+    if torch.cuda.device_count() < 2:
+        left_out = [item for item in items if item.get_closest_marker("two_devices")]
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]
+
+
 def pytest_collection_finish(session: pytest.Session) -> None:
     """Stop where tests of this folder were asked for and can not run."""
     ours = [item for item in session.items if item.get_closest_marker("gpu")]

@@ -114,7 +114,7 @@ def test_recorded_steps(compiled: Callable[[str, str], tuple[Path, Path]], name:
     assert "cudaGraphLaunch" in {event.key for event in seen.key_averages()}
 
 
-@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
+@pytest.mark.two_devices
 def test_recorded_steps_on_a_device_that_is_not_the_current_one(
     compiled: Callable[[str, str], tuple[Path, Path]],
 ) -> None:
