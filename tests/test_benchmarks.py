@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.slow
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 
 
@@ -24,6 +23,7 @@ def rows(script: str, out: Path, *words: object) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+@pytest.mark.slow
 def test_compiled_and_eager_steps(tmp_path: Path) -> None:
     found = rows("training.py", tmp_path / "out.csv", "--tiny", "--rounds", 2)
     mine = [row for row in found if row["other"] == "ours, eager, no kernels"]
@@ -33,6 +33,7 @@ def test_compiled_and_eager_steps(tmp_path: Path) -> None:
         assert float(row["min"]) <= float(row["other_over_ours_median"]) <= float(row["max"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["--eager", "--model=nequip"])
 def test_weak_scaling(tmp_path: Path, mode: str) -> None:
     few = ("--structures", 4, "--atoms", 8, "--frames", 64, "--steps", 20, "--every", 5, "--workers", 1)
@@ -42,6 +43,7 @@ def test_weak_scaling(tmp_path: Path, mode: str) -> None:
     assert all(float(row["step_ms_median"]) > 0 for row in found)
 
 
+@pytest.mark.slow
 def test_losses_of_compiled_training(tmp_path: Path) -> None:
     data = FOLDER.parent / "examples" / "demo" / "molecules.xyz.xz"
     (double, single) = rows("compiled_losses.py", tmp_path / "out.csv", data, "--model", "nequip", "--steps", 200)
@@ -50,3 +52,11 @@ def test_losses_of_compiled_training(tmp_path: Path) -> None:
     assert float(single["last_deviation"]) < 1e-3
     assert float(double["last_loss"]) < 0.8 * float(double["first_loss"])
     assert (double["graphs"], double["recompiles"]) == ("1", "0")
+
+
+def test_the_figure_of_the_readme(tmp_path: Path) -> None:
+    """It is drawn from the tables that are there."""
+    out = tmp_path / "speed.svg"
+    subprocess.run([sys.executable, FOLDER / "plot.py", "--out", out], check=True)
+    for words in ("energies and forces", "Allegro, ours", "l 3, all parities", "published, compiled"):
+        assert words in out.read_text()
