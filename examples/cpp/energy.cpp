@@ -1,5 +1,5 @@
 // Energy (eV) and forces (eV/Å) of a molecule from a compiled model, with libtorch alone:
-//   energy MODEL.nequip.pt2 CUTOFF < atoms.txt       each line: index of the atom's type, x, y, z in Å
+//   energy MODEL.nequip.pt2 CUTOFF [DEVICE] < atoms.txt       each line: index of the atom's type, x, y, z in Å
 #include <ATen/ATen.h>
 #include <torch/csrc/inductor/aoti_package/model_package_loader.h>
 
@@ -8,7 +8,7 @@
 
 using at::Tensor;
 
-int main(int, char** argv) {
+int main(int argc, char** argv) {
   std::vector<int64_t> types, local, centre, neighbor;
   std::vector<double> x;
   for (double t, a, b, c; std::cin >> t >> a >> b >> c;) types.push_back(t), x.insert(x.end(), {a, b, c});
@@ -23,11 +23,12 @@ int main(int, char** argv) {
 
   const auto edges = at::stack({at::tensor(centre, at::kLong), at::tensor(neighbor, at::kLong)});
   const auto pointers = [n](const Tensor& index) { return at::constant_pad_nd(at::bincount(index, {}, n).cumsum(0), {1, 0}); };
-  const std::vector<Tensor> graph = {
+  std::vector<Tensor> graph = {
       at::tensor(x, at::kDouble).reshape({n, 3}), at::tensor(types, at::kLong), edges,
       at::zeros({edges.size(1), 3}, at::kDouble),                       // shifts: nothing is periodic
       at::zeros({n}, at::kLong), at::tensor({int64_t(0), n}, at::kLong),  // one structure
       pointers(edges[0]), edges[1].argsort(/*stable=*/true), pointers(edges[1]), at::ones({n}, at::kBool)};
+  for (Tensor& tensor : graph) tensor = tensor.to(at::Device(argc > 3 ? argv[3] : "cpu"));  // what the file is for
   torch::inductor::AOTIModelPackageLoader model(argv[1]);
   const auto out = model.run(graph);  // atomic_energy [n], forces [n, 3], virial [1, 3, 3], ...
 
