@@ -4,13 +4,13 @@ PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool memcheck --error-exitc
 compute-sanitizer --tool racecheck --error-exitcode 9 python -m tests.gpu.sanitized [tables]
 
 Without torch's cache each tensor is memory of its own, so that a number beside it is an error. Sizes are odd, so that
-masks matter: rows of no edge, of one, and of many tiles. With a word behind, only the convolutions by a table.
+masks matter: rows of no edge, of one, and of many tiles. `tables`: only the convolutions by a table.
 """
 
 from __future__ import annotations
 
+import argparse
 import itertools
-import sys
 from collections.abc import Iterator
 
 import torch
@@ -72,4 +72,6 @@ def kernels_and_chains(device: torch.device) -> None:
 
 
 if __name__ == "__main__":
-    main("tables" in sys.argv[1:])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("only", nargs="?", choices=["tables"])
+    main(only_tables=parser.parse_args().only is not None)

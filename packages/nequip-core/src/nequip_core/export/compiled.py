@@ -294,7 +294,7 @@ class CompiledPotential:
         index = -1
         if cuda:
             index = torch.cuda.current_device() if self.device.index is None else self.device.index
-        with torch.cuda.device(index):  # the loader makes it the current one (torch 2.13); -1: none
+        with torch.cuda.device(index):  # the loader makes it the current one; -1: none
             loader = torch._C._aoti.AOTIModelPackageLoader(str(self.path), name, cuda, 1, index)
         # The loader's temporary folder goes with it, which must be before the interpreter does.
         weakref.finalize(self, vars(self).clear)
