@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import Any
@@ -11,7 +12,9 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from nequip_core import recorded_steps
 from nequip_core.errors import CheckError, InputError
@@ -128,6 +131,7 @@ def test_a_walk(case: Case) -> None:
         earlier.append((found, Prediction(*(None if one is None else one.clone() for one in found))))
     assert record.recorded < 4 < potential.graph.builds  # lists after the first fit into its recording
     assert record.repeated > 10
+    assert record.listed > record.names.count("list_neighbors") > 0  # once each to be compared
     for found, then in earlier:  # and stay what they were
         torch.testing.assert_close(list(found), list(then), rtol=0, atol=0)
 
@@ -141,9 +145,10 @@ def test_a_list_is_made_before_it_must_be(case: Case) -> None:
     for n in range(40):
         now = systems.replaced(crystal, positions=crystal.positions + 0.02 * n * direction)
         assert_right(case, predict(potential, now, molecule), now, molecule)
-    assert potential.graph.builds > 1
-    assert record.recorded == 1  # with the second step, and repeated then to be compared with it
-    assert record.repeated + potential.graph.builds + 1 == 40 + record.recorded
+    assert potential.graph.builds == 3  # the last by a recording, which was repeated before to be compared
+    assert (record.names, record.listed) == (["_find_graph", "predict", "list_neighbors"], 2)
+    # With the second step the step was recorded, and repeated to be compared; one more was launched, that with a list.
+    assert record.repeated == 40 - 3 + 1
 
 
 @pytest.mark.parametrize(
@@ -185,6 +190,124 @@ def test_more_edges_than_there_is_room_for(case: Case) -> None:
     assert_right(case, predict(potential, dense), dense)
     assert_right(case, predict(potential, dense), dense)
     assert record.recorded == 2
+
+
+def along(case: Case, potential: MovingPotential, steps: int, by: float = 0.05, cell: float = 1.0) -> None:
+    """One atom of a crystal goes its way, little by little."""
+    crystal = systems.crystal()
+    crystal = systems.replaced(crystal, cell=cell * crystal.cell, positions=cell * crystal.positions)
+    for n in range(steps):
+        positions = crystal.positions + by * n * np.array([[1.0, 0, 0], *[[0.0, 0, 0]] * (len(crystal) - 1)])
+        now = systems.replaced(crystal, positions=positions)
+        assert_right(case, predict(potential, now), now)
+
+
+def test_lists_in_another_cell_are_recorded_anew(case: Case) -> None:
+    record = Repeating()
+    potential = moving(case, record)
+    along(case, potential, 25)
+    assert record.names.count("list_neighbors") == 1
+    assert record.listed >= 2
+    listed = record.listed
+    along(case, potential, 25, cell=1.02)
+    assert record.names.count("list_neighbors") == 2
+    assert record.listed >= listed + 2
+
+
+def test_a_list_for_which_there_is_no_room_is_launched(case: Case) -> None:
+    record = Repeating()
+    potential = moving(case, record)
+    steps = potential._steps
+    assert steps is not None
+    along(case, potential, 15)
+    assert steps._list is not None
+    steps._list.edges._pairs._candidates = 3  # all others are lacking
+    builds, repeated = potential.graph.builds, record.listed
+    along(case, potential, 25, by=0.1)
+    assert potential.graph.builds > builds + 2
+    assert record.listed > repeated + 1
+    assert record.names.count("list_neighbors") == 2
+
+
+def test_a_recorded_list_that_is_not_the_list_stops(case: Case) -> None:
+    class Wrong(Repeating):
+        def __call__(self, function: Function, inputs: Sequence[Tensor]) -> Recording:
+            made = super().__call__(function, inputs)
+
+            def repeat() -> None:
+                made.repeat()
+                if function.__name__ == "list_neighbors":
+                    steps._recorded.graph.inputs[4][1, 0] += 1  # type: ignore[union-attr]
+
+            return Recording(made.inputs, made.outputs, repeat)
+
+    potential = moving(case, Wrong())
+    steps = potential._steps
+    assert steps is not None
+    with pytest.raises(CheckError, match=r"edge_index differs.*NEQUIP_RECORD_STEPS=0"):
+        along(case, potential, 15)
+
+
+def test_lists_of_a_list_that_can_not_are_launched(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr("nequip_core.neighbors.DeviceNeighborList.fixed")
+    record = Repeating()
+    potential = moving(case, record)
+    along(case, potential, 25)
+    assert potential.graph.builds > 3
+    assert record.names == ["_find_graph", "predict"]
+
+
+class Kept(Repeating):
+    """Sees which memory is read that was there before, as a recording on a device reads it: by its address."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.functions: dict[int, Function] = {}
+        self.read: list[tuple[str, str, StorageWeakRef]] = []
+
+    def __call__(self, function: Function, inputs: Sequence[Tensor]) -> Recording:
+        number, memory = len(self.functions), Memory(inputs)  # a recording keeps its inputs
+        self.functions[number] = function
+        with memory:
+            function(inputs)
+        self.read += [(function.__name__, *one) for one in memory.read]
+        made = super().__call__(lambda given: self.functions[number](given), inputs)
+        self.names[-1] = function.__name__
+        return made
+
+
+class Memory(TorchDispatchMode):
+    """Which memory operators read that none of them made."""
+
+    def __init__(self, known: Sequence[Tensor]) -> None:
+        super().__init__()
+        self.read: list[tuple[str, StorageWeakRef]] = []
+        # Kept, so that no other memory comes to the same number.
+        self._made = {one.cdata: one for one in self._of(known)}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = func(*args, **(kwargs or {}))
+        if func is not torch.ops.aten.lift_fresh.default:  # a number of the host's
+            self.read += [(str(func), one) for one in self._of((args, kwargs)) if one.cdata not in self._made]
+        self._made |= {one.cdata: one for one in self._of(found)}
+        return found
+
+    def _of(self, tree: Any) -> list[StorageWeakRef]:
+        tensors = [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
+        return [StorageWeakRef(one.untyped_storage()) for one in tensors]
+
+
+def test_what_recordings_read_is_kept(case: Case) -> None:
+    """A recording on a device keeps nothing alive that it reads; who made it must."""
+    record = Kept()
+    potential = moving(case, record)
+    along(case, potential, 25)
+    assert {name for name, _, _ in record.read} == {"_find_graph", "predict", "list_neighbors"}
+    assert potential._steps is not None
+    record.functions.clear()
+    gc.collect()
+    lost = {(name, operator) for name, operator, one in record.read if one.expired()}
+    assert not lost, lost
 
 
 def test_one_structure_after_another_is_never_recorded(case: Case) -> None:

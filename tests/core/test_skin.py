@@ -68,6 +68,41 @@ def walked(structures: Sequence[Structure], rng: np.random.Generator, step: floa
 
 @pytest.mark.parametrize("cutoffs", [UNIFORM, ASYMMETRIC], ids=["uniform", "asymmetric"])
 @pytest.mark.parametrize("skin", [0.0, 0.6])
+def test_edges_in_tensors_of_fixed_sizes(cutoffs: Floats, skin: float) -> None:
+    """Another list of the same systems, with rows without use and atoms without edges at the end."""
+    rng = np.random.default_rng(2)
+    structures = [*systems.systems().values(), systems.structure([], np.zeros((0, 3))), systems.molecule()]
+    moving = SkinGraph(LIST, cutoffs, skin, CPU)
+    by_skin(moving, structures)
+    assert moving.listed is not None
+    beyond = torch.tensor([7.0, 8, 9], dtype=torch.float64)
+    edges = len(moving.listed.wide.edge_shift) + 100
+    fixed = moving.fixed(moving.listed, edges, 3, beyond)
+    assert fixed is not None
+    for _ in range(3):
+        structures = walked(structures, rng, 0.3)
+        moving.forget()
+        by_skin(moving, structures)
+        wide = moving.listed.wide
+        number, atoms = len(wide.edge_shift), len(wide.positions)
+        found = fixed(wide.positions)
+        assert number < edges
+        assert found.lacking.tolist() == [0]
+        assert torch.equal(found.edge_index, torch.nn.functional.pad(wide.edge_index, (0, edges - number)))
+        torch.testing.assert_close(
+            found.edge_shift, torch.cat([wide.edge_shift, beyond.expand(edges - number, 3)]), rtol=0, atol=1e-12
+        )
+        assert found.by_neighbor.tolist() == [*wide.by_neighbor.tolist(), *range(number, edges)]
+        for name in ("row_ptr", "neighbor_ptr"):
+            assert getattr(found, name).tolist() == [*getattr(wide, name).tolist(), *[number] * 3]
+        assert len(found.row_ptr) == atoms + 4
+    few = moving.fixed(moving.listed, number - 5, 3, beyond)
+    assert few is not None
+    assert few(wide.positions).lacking.tolist() == [5]
+
+
+@pytest.mark.parametrize("cutoffs", [UNIFORM, ASYMMETRIC], ids=["uniform", "asymmetric"])
+@pytest.mark.parametrize("skin", [0.0, 0.6])
 @pytest.mark.parametrize("compiled", [False, True])  # or the function that is, which is the same eager
 def test_a_walk_of_a_batch(cutoffs: Floats, skin: float, compiled: bool) -> None:
     rng = np.random.default_rng(5)

@@ -14,6 +14,7 @@ from ase.build import bulk, molecule
 
 from nequip_core.errors import InputError
 from nequip_core.neighbors import Pairs, TensorPairs, device, make_device, make_vesin
+from nequip_core.neighbors.device import FixedList, FixedPairs
 from nequip_core.plugins.manager import load_registry
 from nequip_core.structure import Structure
 from nequip_core.testing import systems
@@ -75,6 +76,64 @@ def test_in_pieces(monkeypatch: pytest.MonkeyPatch, searches: int, candidates: i
     monkeypatch.setattr(device, "CANDIDATES_AT_ONCE", {"cpu": candidates})
     structures = list(systems.systems().values())
     assert_same(together(structures), apart(structures))
+
+
+def fixed(structures: Sequence[Structure], reach: float = REACH) -> FixedList:
+    made = make_device(reach).fixed(
+        torch.from_numpy(np.concatenate([one.positions for one in structures])),
+        np.stack([one.cell for one in structures]),
+        np.stack([one.pbc for one in structures]),
+        np.array([len(one) for one in structures]),
+    )
+    assert made is not None
+    return made
+
+
+def assert_fixed(received: FixedPairs, expected: TensorPairs, atoms: int) -> None:
+    assert received.lacking.tolist() == [0]
+    number = int(received.number)
+    assert_same(TensorPairs(*(column[:number] for column in received[:3])), expected)
+    assert (torch.stack([received.centre, received.neighbor])[:, number:] == atoms).all()
+
+
+@pytest.mark.parametrize("fineness", [(1,), (2,), device.FINENESS])
+def test_a_fixed_list_is_the_list_wherever_atoms_go(monkeypatch: pytest.MonkeyPatch, fineness: tuple[int, ...]) -> None:
+    monkeypatch.setattr(device, "FINENESS", fineness)
+    rng = np.random.default_rng(1)
+    structures = mixed()
+    listed = fixed(structures)
+    lengths = set()
+    for step in (0.0, 0.3, 0.3, 2.0):  # the last one takes atoms out of their cells
+        moved = [rng.uniform(-step, step, size=one.positions.shape) for one in structures]
+        structures = [
+            systems.replaced(one, positions=one.positions + by) for one, by in zip(structures, moved, strict=True)
+        ]
+        positions = np.concatenate([one.positions for one in structures])
+        found = listed(torch.from_numpy(positions))
+        lengths.add(len(found.centre))
+        assert_fixed(found, apart(structures), len(positions))
+    assert len(lengths) == 1
+
+
+def test_what_a_fixed_list_has_no_room_for_is_told() -> None:
+    rng = np.random.default_rng(0)
+    cloud = systems.structure(["H"] * 400, rng.uniform(0, 24, size=(400, 3)))
+    listed = fixed([cloud])
+    half = systems.replaced(cloud, positions=0.5 * cloud.positions)
+    assert len(apart([half]).centre) > 1.1 * len(apart([cloud]).centre) + 512
+    assert int(listed(torch.from_numpy(half.positions)).lacking) > 0
+    assert_fixed(listed(torch.from_numpy(cloud.positions)), apart([cloud]), 400)
+    broken = torch.from_numpy(cloud.positions)
+    broken[7] = torch.nan
+    listed(broken)  # touches no other memory
+
+
+@pytest.mark.parametrize(("name", "most"), [("SEARCHES_AT_ONCE", 1), ("CANDIDATES_AT_ONCE", {"cpu": 1})])
+def test_too_much_for_a_fixed_list(monkeypatch: pytest.MonkeyPatch, name: str, most: int | dict[str, int]) -> None:
+    monkeypatch.setattr(device, name, most)
+    one = systems.crystal()
+    x = torch.from_numpy(one.positions)
+    assert make_device(REACH).fixed(x, one.cell[None], one.pbc[None], np.array([len(one)])) is None
 
 
 def test_every_way_to_cut_a_lattice_is_taken() -> None:

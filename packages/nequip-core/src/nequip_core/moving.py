@@ -73,7 +73,8 @@ class MovingPotential:
         if record is None and device.type == "cuda" and os.environ.get(SWITCH) != "0":
             record = partial(_record, device)
         if record is not None and loaded.narrow is not None and block_edges in ("auto", None):
-            self._steps = RecordedSteps(record, loaded, loaded.narrow, 0.5 * skin, unit)
+            fixed = self.graph.fixed
+            self._steps = RecordedSteps(record, loaded, loaded.narrow, 0.5 * skin, unit, fixed)
 
     def __call__(
         self,
@@ -149,8 +150,12 @@ class MovingPotential:
         graph = self.graph
         if self._steps is None or not isinstance(graph, SkinGraph) or graph.listed is None:
             return None
+        anew = self._steps.anew
         begun = self._steps(positions, watched, atomic_virial=atomic_virial)
-        return None if begun is None else Ahead(begun, self._steps, graph)
+        if begun is None:
+            return None
+        graph.builds += anew
+        return Ahead(begun, self._steps, graph)
 
 
 class Ahead(NamedTuple):

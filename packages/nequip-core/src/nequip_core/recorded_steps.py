@@ -6,7 +6,8 @@ their own, behind those of the systems, and are longer than any cut-off: the gra
 zeros. Which atom has which of them is fixed when the step is recorded, as is all else that does not change.
 
 A step is two recordings, the graph and the model. The first tells whether the step is right, so the host reads that
-and does all that is left to do while the device is at the second.
+and does all that is left to do while the device is at the second. Where cells stay, the list is a third, before
+them in each step with which neighbours are listed anew.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from nequip_core.graph import Graph
 from nequip_core.narrow import Narrow, Wide
 from nequip_core.potential import Prediction
 from nequip_core.recording import Record, Recording, Told
-from nequip_core.skin import Listed
+from nequip_core.skin import FixedEdges, Listed
 
 RECORDED_EDGES = 2_000_000
 """Of a wide graph that is recorded, at most: beyond, launches do not matter, and a recording keeps its memory."""
@@ -56,6 +57,9 @@ _log = logging.getLogger(__name__)
 
 Narrows = Callable[[list[Tensor]], list[Tensor]]
 
+Fixed = Callable[[Listed, int, int, Tensor], FixedEdges | None]
+"""`nequip_core.skin.SkinGraph.fixed`."""
+
 
 class RecordedSteps:
     """Steps with the neighbours of one list after another, by one recording as long as they fit.
@@ -66,19 +70,24 @@ class RecordedSteps:
         narrow: of the model, see `nequip_core.narrow`.
         reach: Å, how far an atom may go before neighbours are listed anew.
         unit: of the positions that come, Å.
+        fixed: makes what lists neighbours again.
 
     Attributes:
-        due: whether they should be listed anew now.
+        due: whether neighbours should be listed anew now, and not by a recording.
+        anew: whether a recording lists them with the next step.
     """
 
-    def __init__(self, record: Record, loaded: LoadedModel, narrow: Narrows, reach: float, unit: float) -> None:
-        self.record, self.narrow, self.potential = record, narrow, loaded.potential
+    def __init__(
+        self, record: Record, loaded: LoadedModel, narrow: Narrows, reach: float, unit: float, fixed: Fixed
+    ) -> None:
+        self.record, self.narrow, self.potential, self.fixed = record, narrow, loaded.potential, fixed
         self.reach, self.unit = reach, unit
         self.tolerance = TOLERANCE[loaded.info.dtype]
         # From an atom to an image of itself beyond every cut-off; not along an axis, where harmonics have zeros.
         self._far = 4 * loaded.info.cutoff * torch.tensor([0.48, 0.6, 0.64], dtype=torch.float64, device=loaded.device)
-        self.due = False
+        self.due = self.anew = False
         self._recorded: _Recorded | None = None
+        self._list: _List | None = None
         self._told = Told(loaded.device)
         self._room: _Room
         self._given: list[Tensor] = []  # where positions, and what is watched, are copied to
@@ -98,11 +107,11 @@ class RecordedSteps:
         Raises:
             CheckError: the recording gives another prediction.
         """
-        known = listed is self._latest
-        self._latest, self._of, self.due = listed, None, False
+        before, known = self._latest, listed is self._latest
+        self._latest, self._of, self.due, self.anew = listed, None, False, False
         pairs = 0 if listed is None else listed.wide.edge_shift.shape[0]
         if listed is None or not 0 < pairs <= self._most:
-            self._recorded = None
+            self._recorded = self._list = None
             return
         virials = prediction.atomic_virial is not None or self._virials
         if self._recorded is not None and self._room.holds(edges, pairs) and virials == self._virials:
@@ -110,9 +119,13 @@ class RecordedSteps:
             if _alike(self._recorded.graph.inputs, inputs):
                 torch._foreach_copy_(self._recorded.graph.inputs, inputs)
                 self._of = listed
+                if self._list is not None and not listed.is_of(self._list.systems):
+                    self._list = None
+                if self._list is None and not known and before is not None and listed.is_of(before):
+                    self._list = self._record_list(self._recorded.graph, listed)
                 return
         if known:
-            self._recorded = None
+            self._recorded = self._list = None
             self._virials, self._of = virials, listed
             try:
                 self._room = _Room.around(listed.wide, edges)
@@ -135,6 +148,10 @@ class RecordedSteps:
         if not _alike(given, now):
             return None
         torch._foreach_copy_(given, now)
+        if self.anew:
+            assert self._list is not None
+            self._list.recording.repeat()
+            self.anew = False
         recorded.graph.repeat()
         self._told.tell(recorded.graph.outputs[0])
         recorded.model.repeat()
@@ -144,13 +161,18 @@ class RecordedSteps:
     def holds(self) -> bool:
         """Whether the step was one of this list, whose edges there was room for. Its graph is waited for."""
         assert self._of is not None
-        near, edges, overlaps, *changed = self._told.read()
-        self.due = near < len(self._of.types) + self._room.atoms
-        held = edges <= self._room.edges and not overlaps and not any(changed)
-        if self.due:  # once with a list, so that another look at the device does not matter
+        near, edges, overlaps, lacking, *changed = self._told.read()
+        moved = near < len(self._of.types) + self._room.atoms
+        held = edges <= self._room.edges and not overlaps and not lacking and not any(changed)
+        if moved:  # once with a list, so that another look at the device does not matter
             held = held and self._is_within_reach()
+        if lacking:
+            self._list = None
         if not held:
             self._of = None
+        # With fewer edges than that, all should be recorded anew.
+        self.anew = bool(moved and held and self._list is not None and edges >= self._room.fewest)
+        self.due = moved and not self.anew
         return bool(held)
 
     def _is_within_reach(self) -> bool:
@@ -197,7 +219,45 @@ class RecordedSteps:
         structure_ptr = graph.structure_ptr.clone()
         structure_ptr[-1] += room.atoms
         structure = pad(graph.structure, of_atoms, value=len(structure_ptr) - 2)
-        return [*wide, *_Rest(watched, watched, structure, structure_ptr, pad(graph.local, of_atoms))]
+        lacking = structure_ptr.new_zeros(1)
+        return [*wide, *_Rest(watched, watched, lacking, structure, structure_ptr, pad(graph.local, of_atoms))]
+
+    def _record_list(self, graph: Recording, listed: Listed) -> _List | None:
+        """What lists neighbours anew, from and to the memory that the recording of the graph reads.
+
+        Raises:
+            CheckError: it does not give the list that is there.
+        """
+        wide, rest = _parts(graph.inputs)
+        expected = [tensor.clone() for tensor in graph.inputs]
+        try:
+            edges = self.fixed(listed, self._room.pairs, self._room.atoms, self._far)
+            if edges is None:
+                return None
+
+            def list_neighbors(_: Sequence[Tensor]) -> list[Tensor]:
+                positions = wide.positions[: len(listed.types)] * self.unit
+                found = edges(positions)
+                wide.listed[: len(positions)].copy_(positions)
+                wide.edge_shift.copy_(found.edge_shift)
+                there = [wide.edge_index, wide.row_ptr, wide.by_neighbor, wide.neighbor_ptr, rest.lacking]
+                of_list = [found.edge_index, found.row_ptr, found.by_neighbor, found.neighbor_ptr, found.lacking]
+                torch._foreach_copy_(there, of_list)
+                return []
+
+            made = _List(listed, edges, self.record(list_neighbors, []))
+        except torch.OutOfMemoryError:
+            _log.warning("There is no memory to record lists of %s pairs; they are launched.", self._room.pairs)
+            self.fixed = _not_fixed
+            return None
+        made.recording.repeat()
+        for name, ours, theirs in zip([*Wide._fields, *_Rest._fields], graph.inputs, expected, strict=True):
+            if not torch.allclose(ours, theirs, rtol=1e-12, atol=1e-12):
+                raise CheckError(
+                    f"A recorded list of neighbours is not the list: {name} differs. This is our fault: please report "
+                    f"it. To go on, set {SWITCH}=0."
+                )
+        return made
 
     def _record(self, inputs: list[Tensor]) -> _Recorded:
         graph = self.record(self._find_graph, inputs)
@@ -215,7 +275,7 @@ class RecordedSteps:
         found = Narrow(*self.narrow([*wide]))
         # Bits, since these are of the type of what else is seen: it is one launch less.
         changed = rest.watched.view(torch.int64) ^ rest.unchanged.view(torch.int64)
-        return [torch.cat([found.seen, changed.flatten()]), *self._graph(wide, rest, found)]
+        return [torch.cat([found.seen, rest.lacking, changed.flatten()]), *self._graph(wide, rest, found)]
 
     def _predict(self, graph: Graph) -> list[Tensor]:
         """The prediction's tensors, of the atoms with use."""
@@ -263,12 +323,31 @@ class _Recorded(NamedTuple):
     model: Recording
 
 
+class _List(NamedTuple):
+    """What lists the neighbours of some systems anew.
+
+    Attributes:
+        systems: cells and all else but the positions stay as they are there.
+        edges: what was recorded; a recording keeps no memory that it reads.
+        recording: of it.
+    """
+
+    systems: Listed
+    edges: FixedEdges
+    recording: Recording
+
+
+def _not_fixed(listed: Listed, edges: int, more_atoms: int, beyond: Tensor) -> None:
+    """No list is recorded."""
+
+
 class _Rest(NamedTuple):
     """What a recording reads besides the wide graph.
 
     Attributes:
         watched: what tells whether the list is still the right one.
         unchanged: ``watched`` of then.
+        lacking: how many edges a recorded list had no room for.
         structure: of atoms.
         structure_ptr: first atom of each structure.
         local: whether an atom's energy counts.
@@ -276,6 +355,7 @@ class _Rest(NamedTuple):
 
     watched: Tensor
     unchanged: Tensor
+    lacking: Tensor
     structure: Tensor
     structure_ptr: Tensor
     local: Tensor

@@ -19,7 +19,7 @@ from nequip_core.errors import InputError
 from nequip_core.graph import OVERLAP, Graph, edge_vectors, filter_edges, overlap
 from nequip_core.narrow import MOST_EDGES, Narrow, graph_of, wide_of
 from nequip_core.neighbors import DeviceNeighborList
-from nequip_core.neighbors.device import times
+from nequip_core.neighbors.device import FixedList, marked, times
 from nequip_core.plugins.records import NeighborListEntry
 from nequip_core.structure import Floats, Ints
 
@@ -116,15 +116,32 @@ class SkinGraph:
         """List neighbours anew at the next call."""
         self.listed = None
 
+    def fixed(self, listed: Listed, edges: int, more_atoms: int, beyond: Tensor) -> FixedEdges | None:
+        """Lists neighbours of the same systems again, in tensors of fixed sizes; None: the list can not.
+
+        Args:
+            listed: the systems.
+            edges: how many there is room for.
+            more_atoms: without edges, behind those of the systems.
+            beyond: [3] Å, shift of rows that are no edges.
+        """
+        make = getattr(self._list, "fixed", None)  # a list from a plugin need not have it
+        pairs = None if make is None else make(listed.wide.positions, listed.cells, listed.pbc, listed.atoms)
+        if pairs is None:
+            return None
+        cutoffs = self._pair_cutoffs
+        uniform = (cutoffs == cutoffs.max()).all()
+        limits = None if uniform else torch.from_numpy(cutoffs + self.skin).to(self.device)
+        return FixedEdges(pairs, listed, limits, edges, more_atoms, beyond)
+
     def _list_neighbors(self, x: Tensor, types: Ints, cells: Floats, pbc: Bools, atoms: Ints) -> Listed:
         if not (np.isfinite(cells).all() and torch.isfinite(x).all()):
             raise InputError(EXPLODED)
         centre, neighbor, shift = self._list.pairs(x, cells, pbc, atoms)
         of_structure = torch.from_numpy(atoms).to(self.device)
         structure = torch.arange(len(atoms), device=self.device).repeat_interleave(of_structure, output_size=len(x))
-        lattice = torch.from_numpy(np.where(pbc[..., None], cells, 0.0)).to(self.device)
-        numbers = torch.arange(len(x) + 1, dtype=torch.int32, device=self.device)
-        sorted_neighbor, by_neighbor = neighbor.int().sort(stable=True)
+        lattice = _lattice(cells, pbc, self.device)
+        row_ptr, by_neighbor, neighbor_ptr = _pointers(centre, neighbor, len(x))
         wide = Graph(
             positions=x,
             types=torch.from_numpy(np.array(types, dtype=np.int64)).to(self.device),
@@ -132,9 +149,9 @@ class SkinGraph:
             edge_shift=times(shift, lattice, structure[centre]),
             structure=structure,
             structure_ptr=torch.nn.functional.pad(of_structure.cumsum(0), (1, 0)),
-            row_ptr=torch.searchsorted(centre, numbers.long()),
+            row_ptr=row_ptr,
             by_neighbor=by_neighbor,
-            neighbor_ptr=torch.searchsorted(sorted_neighbor, numbers),
+            neighbor_ptr=neighbor_ptr,
             local=torch.ones(len(x), dtype=torch.bool, device=self.device),
         )
         host = types.copy(), cells.copy(), pbc.copy(), atoms.copy()
@@ -193,9 +210,98 @@ class Listed(NamedTuple):
     pbc: Bools
     atoms: Ints
 
+    def is_of(self, other: Listed) -> bool:
+        """Whether the systems are the same but for their positions."""
+        return self.still_holds(*other[2:])
+
     def still_holds(self, *now: NDArray[np.generic]) -> bool:
         """Whether types, cells, periodicity and numbers of atoms are those of then."""
         return all(np.array_equal(a, b) for a, b in zip(self[2:], now, strict=True))
+
+
+class FixedEdges:
+    """The edges up to cut-offs and skin of systems whose cells stay, listed in tensors of fixed sizes.
+
+    As `nequip_core.neighbors.device.FixedList`, which finds the pairs, it can be recorded, and keeps what it reads.
+
+    Args:
+        pairs: of the systems.
+        listed: the systems.
+        limits: [types, types] Å, how far edges reach where not all pairs count; None: all do.
+        edges: how many there is room for.
+        more_atoms: without edges, behind those of the systems.
+        beyond: [3] Å, shift of rows that are no edges.
+    """
+
+    def __init__(
+        self,
+        pairs: FixedList,
+        listed: Listed,
+        limits: Tensor | None,
+        edges: int,
+        more_atoms: int,
+        beyond: Tensor,
+    ) -> None:
+        self._pairs, self._limits, self._edges, self._beyond = pairs, limits, edges, beyond
+        self._atoms = len(listed.types) + more_atoms
+        self._types, self._structure = listed.wide.types, listed.wide.structure
+        self._lattice = _lattice(listed.cells, listed.pbc, listed.wide.positions.device)
+
+    def __call__(self, positions: Tensor) -> WideEdges:
+        """The edges; positions are those of the systems' atoms, [N, 3] Å."""
+        centre, neighbor, shift, number, lacking = self._pairs(positions)
+        used = torch.arange(len(centre), device=positions.device) < number
+        of = [index.clamp(max=len(positions) - 1) for index in (centre, neighbor)]  # an atom, in all rows
+        shift = times(shift, self._lattice, self._structure[of[0]])
+        if self._limits is not None:
+            vector = positions[of[1]] - positions[of[0]] + shift
+            used &= vector.norm(dim=1) < self._limits[self._types[of[0]], self._types[of[1]]]
+        place, used, number = marked(used, self._edges)
+        centre, neighbor = (index[place] for index in of)
+        none = ~used
+        row_ptr, by_neighbor, neighbor_ptr = _pointers(
+            centre.masked_fill(none, self._atoms), neighbor.masked_fill(none, self._atoms), self._atoms
+        )
+        return WideEdges(
+            edge_index=torch.stack([centre, neighbor]).masked_fill(none, 0),
+            edge_shift=torch.where(used.unsqueeze(1), shift[place], self._beyond),
+            row_ptr=row_ptr,
+            by_neighbor=by_neighbor,
+            neighbor_ptr=neighbor_ptr,
+            lacking=lacking + (number - self._edges).clamp(min=0),
+        )
+
+
+class WideEdges(NamedTuple):
+    """As a `Graph` has them, then rows that are no edges.
+
+    Attributes:
+        edge_index: centre and neighbour; atom 0 in rows that are none.
+        edge_shift: Å.
+        row_ptr: first edge of each centre.
+        by_neighbor: permutation that sorts edges by neighbour.
+        neighbor_ptr: first edge, in that order, of each neighbour.
+        lacking: how many edges or candidates there was no room for; if any, edges are missing.
+    """
+
+    edge_index: Tensor
+    edge_shift: Tensor
+    row_ptr: Tensor
+    by_neighbor: Tensor
+    neighbor_ptr: Tensor
+    lacking: Tensor
+
+
+def _lattice(cells: Floats, pbc: Bools, device: torch.device) -> Tensor:
+    """[B, 3, 3] Å, zeros where it is not periodic."""
+    return torch.from_numpy(np.where(pbc[..., None], cells, 0.0)).to(device)
+
+
+def _pointers(centre: Tensor, neighbor: Tensor, atoms: int) -> tuple[Tensor, Tensor, Tensor]:
+    """``row_ptr``, ``by_neighbor`` and ``neighbor_ptr`` of sorted edges; rows of ``atoms`` and beyond are none."""
+    numbers = torch.arange(atoms + 1, dtype=torch.int32, device=centre.device)
+    sorted_neighbor, by_neighbor = neighbor.int().sort(stable=True)
+    return torch.searchsorted(centre, numbers.long()), by_neighbor, torch.searchsorted(sorted_neighbor, numbers)
 
 
 def _overlap(graph: Graph, distance: Tensor, sources: Sequence[str] | None) -> InputError:

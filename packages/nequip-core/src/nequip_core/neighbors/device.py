@@ -7,7 +7,8 @@ lattice smaller than the cut-off is one box with many images. A direction withou
 anew after `FOLD`; what then seems near by its number is too far by its distance.
 
 Each pair is looked for from one side and written down from both. Lattices are planned on the host, where nine numbers a
-structure cost less than launches; the number of candidates and that of pairs are read back, nothing else.
+structure cost less than launches; the number of candidates and that of pairs are read back, nothing else. Where cells
+stay, `FixedList` reads back nothing at all.
 """
 
 from __future__ import annotations
@@ -49,6 +50,9 @@ MOST_IMAGES = 1 << 20
 SEARCHES_AT_ONCE = 1 << 21
 CANDIDATES_AT_ONCE = {"cpu": 1 << 18, "cuda": 1 << 23}
 """Each takes about 0.2 kB."""
+
+MORE, SPARE = 1.1, 256
+"""Room in a `FixedList` beyond the candidates and pairs that there are: share, and number."""
 
 Bools = NDArray[np.bool_]
 
@@ -103,9 +107,95 @@ class DeviceNeighborList:
             return TensorPairs(none, none, positions.new_zeros(0, 3))
         reach = self.reach * (1 + MARGIN)
         plan = _plan(cells, pbc, atoms, reach, positions.device)
-        boxed = _sort(positions, plan)
+        boxed = _sort(positions, _structure(atoms, positions.device), plan)
         centre, neighbor, shift, rank = (torch.cat(column) for column in zip(*_half(boxed, plan, reach), strict=True))
         return _both_sides(centre, neighbor, shift, rank, len(positions), plan.images)
+
+    def fixed(self, positions: Float[Tensor, "atoms 3"], cells: Floats, pbc: Bools, atoms: Ints) -> FixedList | None:
+        """The same for positions that are to come, with all else as it is; None: that is too much at once.
+
+        Args:
+            positions: as those of `pairs`; they tell how much room there must be.
+            cells: likewise.
+            pbc: likewise.
+            atoms: likewise.
+        """
+        reach = self.reach * (1 + MARGIN)
+        plan = _plan(cells, pbc, atoms, reach, positions.device)
+        if int((plan.searches * atoms).sum()) > SEARCHES_AT_ONCE:
+            return None
+        made = FixedList(reach, plan, positions.device)
+        return made if made.make_room(positions) else None
+
+
+class FixedPairs(NamedTuple):
+    """Pairs as `TensorPairs` has them, then rows that are none: from the number of atoms to itself.
+
+    Attributes:
+        centre: atom that receives.
+        neighbor: atom that sends.
+        shift: see `TensorPairs`.
+        number: how many rows are pairs.
+        lacking: how many there was no room for; if any, pairs are missing.
+    """
+
+    centre: Int[Tensor, "rows"]
+    neighbor: Int[Tensor, "rows"]
+    shift: Float[Tensor, "rows 3"]
+    number: Int[Tensor, "1"]
+    lacking: Int[Tensor, "1"]
+
+
+class FixedList:
+    """Pairs of structures whose cells stay, as `DeviceNeighborList` lists them, in tensors whose sizes stay too.
+
+    Nothing is read back and nothing comes from the host, so that it can be recorded (`nequip_core.recording`). What it
+    reads besides the positions it keeps itself.
+    """
+
+    def __init__(self, reach: float, plan: _Plan, device: torch.device) -> None:
+        self._reach, self._plan = reach, plan
+        self._structure = _structure(plan.atoms, device)
+        self._searches = int((plan.searches * plan.atoms).sum())
+        self._candidates = self._half = 0
+
+    def make_room(self, positions: Float[Tensor, "atoms 3"]) -> bool:
+        """For the candidates and pairs that there are, and some more; False: they are too many."""
+        _, looked = self._look(positions)
+        candidates = int(MORE * int(looked.held.sum())) + SPARE
+        if candidates > CANDIDATES_AT_ONCE[positions.device.type]:
+            return False
+        self._candidates = self._half = candidates
+        self._half = int(MORE * int(self(positions).number) / 2) + SPARE
+        return True
+
+    def __call__(self, positions: Float[Tensor, "atoms 3"]) -> FixedPairs:
+        """The pairs; positions as `DeviceNeighborList.pairs` takes them. What is not finite has pairs of any kind."""
+        boxed, looked = self._look(positions)
+        until = looked.held.cumsum(0)
+        number = torch.arange(self._candidates, device=positions.device)
+        search = torch.searchsorted(until, number, right=True).clamp(max=self._searches - 1)
+        other = ((looked.first - until + looked.held)[search] + number).clamp(0, len(positions) - 1)
+        near = _near(boxed, looked, search, other, self._reach) & (number < until[-1:])
+        place, used, pairs = marked(near, self._half)
+        centre, neighbor, shift, rank = _write(boxed, self._plan, looked, search[place], other[place])
+        # Sorted, what is no pair comes last.
+        centre, neighbor = (index.masked_fill(~used, len(positions)) for index in (centre, neighbor))
+        sides = _both_sides(centre, neighbor, shift, rank, len(positions), self._plan.images)
+        lacking = (until[-1:] - self._candidates).clamp(min=0) + (pairs - self._half).clamp(min=0)
+        return FixedPairs(*sides, 2 * pairs.clamp(max=self._half), lacking)
+
+    def _look(self, positions: Tensor) -> tuple[_Boxed, _Searches]:
+        boxed = _sort(positions, self._structure, self._plan)
+        return boxed, _look(0, len(positions), self._searches, boxed, self._plan)
+
+
+def marked(marks: Tensor, room: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Where marks are, without waiting for their number: [room] places, whether each is one, and [1] how many are."""
+    upto = marks.cumsum(0)
+    number = torch.arange(room, device=marks.device)
+    place = torch.searchsorted(upto, number, right=True).clamp(max=len(marks) - 1)
+    return place, number < upto[-1:], upto[-1:]
 
 
 def make_device(cutoff: float, skin: float = 0.0) -> DeviceNeighborList:
@@ -255,11 +345,13 @@ class _Boxed(NamedTuple):
     positions: Float[Tensor, "atoms 3"]
 
 
-def _sort(positions: Float[Tensor, "atoms 3"], plan: _Plan) -> _Boxed:
-    of_structure = torch.arange(len(plan.atoms), device=positions.device)
-    structure = of_structure.repeat_interleave(
-        torch.from_numpy(plan.atoms).to(positions.device), output_size=len(positions)
-    )
+def _structure(atoms: Ints, device: torch.device) -> Int[Tensor, "atoms"]:
+    """The structure of each atom, from their number in each structure."""
+    number = torch.from_numpy(atoms).to(device)
+    return torch.arange(len(atoms), device=device).repeat_interleave(number, output_size=int(atoms.sum()))
+
+
+def _sort(positions: Float[Tensor, "atoms 3"], structure: Int[Tensor, "atoms"], plan: _Plan) -> _Boxed:
     coordinates = times(positions, plan.inverse, structure)
     box = (coordinates * plan.scale[structure]).floor()
     boxes = plan.boxes[structure]
@@ -283,7 +375,7 @@ def times(rows: Float[Tensor, "rows 3"], matrices: Float[Tensor, "B 3 3"], of_ro
     return (rows.unsqueeze(2) * matrices[of_row]).sum(1)
 
 
-def _half(boxed: _Boxed, plan: _Plan, reach: float) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
+def _half(boxed: _Boxed, plan: _Plan, reach: float) -> Iterator[tuple[Tensor, ...]]:
     """Centre, neighbour, shift and rank of each pair, from one of its sides."""
     of_atom = np.repeat(plan.searches, plan.atoms)  # structures stay in their order when atoms are sorted
     until = of_atom.cumsum()
@@ -297,12 +389,40 @@ def _half(boxed: _Boxed, plan: _Plan, reach: float) -> Iterator[tuple[Tensor, Te
 
 def _pairs_of(
     start: int, end: int, searches: int, boxed: _Boxed, plan: _Plan, reach: float
-) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
+) -> Iterator[tuple[Tensor, ...]]:
     """The same for the atoms from ``start`` to ``end`` of the sorted ones, with the number of their searches."""
-    x = boxed.positions
+    looked = _look(start, end, searches, boxed, plan)
+    for search, other in _candidates(looked.first, looked.held):
+        near = _near(boxed, looked, search, other, reach).nonzero().squeeze(1)
+        yield _write(boxed, plan, looked, search[near], other[near])
+
+
+class _Searches(NamedTuple):
+    """What sorted atoms find in boxes nearby.
+
+    Attributes:
+        atom: who looks.
+        offset: row of the plan's offsets.
+        image: of the box, in lattice vectors.
+        to_image: Å; with the position of an atom in the box, the vector from who looks to that atom.
+        first: the first atom there.
+        held: how many there are.
+    """
+
+    atom: Int[Tensor, "searches"]
+    offset: Int[Tensor, "searches"]
+    image: Float[Tensor, "searches 3"]
+    to_image: Float[Tensor, "searches 3"]
+    first: Int[Tensor, "searches"]
+    held: Int[Tensor, "searches"]
+
+
+def _look(start: int, end: int, searches: int, boxed: _Boxed, plan: _Plan) -> _Searches:
+    """The searches of the atoms from ``start`` to ``end``, and their number."""
+    device = boxed.positions.device
     number = plan.number[boxed.structure[start:end]]
-    row = torch.arange(end - start, device=x.device).repeat_interleave(number, output_size=searches)
-    which = torch.arange(searches, device=x.device) - (number.cumsum(0) - number)[row]  # of an atom's searches
+    row = torch.arange(end - start, device=device).repeat_interleave(number, output_size=searches)
+    which = torch.arange(searches, device=device) - (number.cumsum(0) - number)[row]  # of an atom's searches
     atom = row + start
     structure = boxed.structure[atom]
     offset = plan.first[structure] + which
@@ -314,14 +434,22 @@ def _pairs_of(
     # In an atom's own box only those after it count: each pair once.
     first = torch.where(which == 0, atom + 1, torch.searchsorted(boxed.key, key))
     held = torch.searchsorted(boxed.key, key, right=True) - first
-    to_image = times(image, plan.cells, structure) - x[atom]
-    for search, other in _candidates(first, held):
-        vector = x[other].add_(to_image[search]).square_()
-        near = (vector[:, 0] + vector[:, 1] + vector[:, 2] < reach**2).nonzero().squeeze(1)
-        search, other = search[near], other[near]
-        one = atom[search]
-        shift = image[search] + boxed.image[one] - boxed.image[other]
-        yield boxed.atom[one], boxed.atom[other], shift, plan.rank[offset[search]]
+    return _Searches(atom, offset, image, times(image, plan.cells, structure) - boxed.positions[atom], first, held)
+
+
+def _near(boxed: _Boxed, looked: _Searches, search: Tensor, other: Tensor, reach: float) -> Tensor:
+    """Whether each candidate is a pair."""
+    vector = boxed.positions[other].add_(looked.to_image[search]).square_()
+    return vector[:, 0] + vector[:, 1] + vector[:, 2] < reach**2
+
+
+def _write(
+    boxed: _Boxed, plan: _Plan, looked: _Searches, search: Tensor, other: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Centre, neighbour, shift and rank of candidates."""
+    one = looked.atom[search]
+    shift = looked.image[search] + boxed.image[one] - boxed.image[other]
+    return boxed.atom[one], boxed.atom[other], shift, plan.rank[looked.offset[search]]
 
 
 def _candidates(first: Int[Tensor, "searches"], held: Int[Tensor, "searches"]) -> Iterator[tuple[Tensor, Tensor]]:

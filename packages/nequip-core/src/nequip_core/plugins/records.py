@@ -91,7 +91,8 @@ class NeighborListEntry:
     """A neighbour list. ``make(cutoff, skin)`` returns an `nequip_core.neighbors.NeighborList`.
 
     ``batched``: what ``make`` returns also has ``pairs(positions, cells, pbc, atoms)``, which takes the tensors of many
-    structures on one of ``devices`` as `nequip_core.neighbors.DeviceNeighborList` does.
+    structures on one of ``devices`` as `nequip_core.neighbors.DeviceNeighborList` does. With ``fixed`` too, its
+    lists are recorded where steps are.
     """
 
     name: str
