@@ -132,6 +132,19 @@ def test_recorded_steps_on_a_device_that_is_not_the_current_one(
     assert torch.cuda.current_device() == 0
 
 
+@pytest.mark.two_devices
+def test_a_file_is_loaded_on_the_current_device(compiled: Callable[[str, str], tuple[Path, Path]]) -> None:
+    _, out = compiled("allegro", "float64")
+    energies = []
+    for index in (1, 0):
+        with torch.cuda.device(index):
+            loaded = load_model(out, device="cuda")
+            graph = to(sample_graph(loaded.info, Sizes(1, 30, 200)), torch.device("cuda", index))
+            energies.append(loaded.potential(graph).energy)
+            assert energies[-1].device.index == torch.cuda.current_device() == index
+    torch.testing.assert_close(energies[0].cpu(), energies[1].cpu(), rtol=1e-12, atol=0)
+
+
 @pytest.mark.xdist_group("memory")
 def test_more_than_2_to_the_31_elements(tmp_path: Path) -> None:
     """[edges, 9, 64] of Allegro's features, once beyond what 32 bits count, against blocks far below it."""
