@@ -22,6 +22,7 @@ from nequip_core.graph import Graph
 from nequip_core.moving import MovingPotential
 from nequip_core.narrow import Narrowing
 from nequip_core.neighbors import DEVICE
+from nequip_core.neighbors.device import FixedList
 from nequip_core.plugins.manager import load_registry
 from nequip_core.potential import Prediction
 from nequip_core.recording import Function, Recording
@@ -202,16 +203,73 @@ def along(case: Case, potential: MovingPotential, steps: int, by: float = 0.05, 
         assert_right(case, predict(potential, now), now)
 
 
-def test_lists_in_another_cell_are_recorded_anew(case: Case) -> None:
+@pytest.mark.parametrize("moves", [True, False], ids=["same boxes", "more boxes"])
+def test_lists_in_another_cell(case: Case, monkeypatch: pytest.MonkeyPatch, moves: bool) -> None:
+    if not moves:
+        monkeypatch.setattr(FixedList, "move_to", lambda it, cells: np.array_equal(cells, it._cells))
     record = Repeating()
     potential = moving(case, record)
     along(case, potential, 25)
     assert record.names.count("list_neighbors") == 1
     assert record.listed >= 2
     listed = record.listed
-    along(case, potential, 25, cell=1.02)
-    assert record.names.count("list_neighbors") == 2
+    along(case, potential, 25, cell=0.98)
+    along(case, potential, 5)  # and back
+    assert record.names.count("list_neighbors") == (1 if moves else 3)
     assert record.listed >= listed + 2
+
+
+def test_a_cell_that_changes_with_each_step(case: Case) -> None:
+    """As under a barostat: steps are recorded, and the list of each too."""
+    record = Repeating()
+    potential = moving(case, record)
+    rng = np.random.default_rng(3)
+    structures = [systems.crystal(), systems.molecule()]
+    for _ in range(30):
+        structures = walked(structures, rng, 0.05)
+        strain = np.eye(3) + rng.normal(scale=5e-4, size=(3, 3))
+        structures = [
+            systems.replaced(one, positions=one.positions @ strain, cell=one.cell @ strain) for one in structures
+        ]
+        assert_right(case, predict(potential, *structures), *structures)
+    assert potential.graph.builds == 30
+    assert record.names == ["_find_graph", "predict", "list_neighbors"]
+    # Three were launched: the first, that with which the step was recorded, and that with which its list was; both were
+    # repeated to be compared.
+    assert (record.repeated, record.listed) == (30 - 3 + 1, 30 - 3 + 1)
+
+
+def test_in_another_cell_what_is_wrong_is_said(case: Case) -> None:
+    """After a list by a recording, a launched one is of the cell of now."""
+    record = Repeating()
+    potential = moving(case, record)
+    along(case, potential, 25)
+    crystal = systems.crystal()
+    strained = systems.replaced(crystal, cell=1.001 * crystal.cell)
+    positions = strained.positions.copy()
+    positions[1] = positions[0] + 1e-3
+    listed = record.listed
+    with pytest.raises(InputError, match=r"atoms 0 and 1 are 0\.002"):
+        predict(potential, systems.replaced(strained, positions=positions))
+    assert record.listed == listed + 1
+    for one in (strained, crystal, strained):
+        assert_right(case, predict(potential, one), one)
+    for cell in (np.full((3, 3), np.nan), np.zeros((3, 3))):
+        with pytest.raises(InputError, match=r"not finite|no volume"):
+            predict(potential, systems.replaced(crystal, cell=cell))
+    assert_right(case, predict(potential, crystal), crystal)
+
+
+def test_steps_of_a_cell_that_changes_much_are_recorded_now_and_then(case: Case) -> None:
+    """Cells that come near to each other and do not fit into one recording."""
+    record = Repeating()
+    potential = moving(case, record)
+    for n in range(60):
+        one = systems.crystal()
+        factor = 1.009**n if n < 30 else 1.009 ** (60 - n)
+        one = systems.replaced(one, cell=factor * one.cell, positions=factor * one.positions)
+        assert_right(case, predict(potential, one), one)
+    assert 1 <= record.recorded <= 3
 
 
 def test_a_list_for_which_there_is_no_room_is_launched(case: Case) -> None:

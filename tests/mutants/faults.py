@@ -434,9 +434,9 @@ FAULTS = (
     Fault(
         "a recorded list that serves in another cell",
         "recorded_steps.py",
-        "if self._list is not None and not listed.is_of(self._list.systems):",
+        "if self._list is not None and not self._list.moves_to(listed):",
         "if False:",
-        ("core/test_moving.py::test_lists_in_another_cell_are_recorded_anew",),
+        ("core/test_moving.py::test_lists_in_another_cell",),
     ),
     Fault(
         "a recorded list that serves without room for all edges",
@@ -444,6 +444,20 @@ FAULTS = (
         "and not lacking and",
         "and",
         ("core/test_moving.py::test_a_list_for_which_there_is_no_room_is_launched",),
+    ),
+    Fault(
+        "edges of another cell serve",
+        "skin.py",
+        "self.listed._replace(cells=cells.copy()), True",
+        "self.listed._replace(cells=cells.copy()), False",
+        ("core/test_moving.py::test_in_another_cell_what_is_wrong_is_said",),
+    ),
+    Fault(
+        "a recorded list that looks less far than a cell wants",
+        "neighbors/device.py",
+        "> self._plan.near)",
+        "> 2 * self._plan.near)",
+        ("core/neighbors/test_device.py::test_cells_that_want_another_fixed_list",),
     ),
     Fault(
         "memory that a recorded list reads and nobody keeps",

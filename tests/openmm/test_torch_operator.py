@@ -107,7 +107,8 @@ def test_recorded_steps(model, record, monkeypatch):
     steps = [(positions + 0.002 * torch.randn_like(positions), box * (1 + 0.01 * (n // 4 % 2))) for n in range(12)]
     found = [torch.ops.nequip_openmm.energy_forces(*step, factor, *rest) for step in steps]
     assert record.recorded == 1
-    assert record.repeated == 1 + 8 + 2  # the check, eight steps, and two in vain, since there is another box
+    assert record.repeated == 1 + 9 + 2  # the check, nine steps, and two in vain, since there is another box
+    assert record.listed == 1 + 1  # to be compared, and for the box that was there before
     monkeypatch.undo()
     for (energy, forces), step in zip(found, steps, strict=True):
         expected, of_usual = torch.ops.nequip_openmm.energy_forces(*step, factor, *rest)

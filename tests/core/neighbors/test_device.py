@@ -115,6 +115,36 @@ def test_a_fixed_list_is_the_list_wherever_atoms_go(monkeypatch: pytest.MonkeyPa
     assert len(lengths) == 1
 
 
+def test_a_fixed_list_in_other_cells() -> None:
+    structures = mixed()
+    listed = fixed(structures)
+    positions = torch.from_numpy(np.concatenate([one.positions for one in structures]))
+    lengths, rng = set(), np.random.default_rng(4)
+    for _ in range(4):
+        structures = [systems.replaced(one, cell=one.cell + rng.normal(scale=0.01, size=(3, 3))) for one in structures]
+        assert listed.move_to(np.stack([one.cell for one in structures]))
+        found = listed(positions)
+        lengths.add(len(found.centre))
+        assert_fixed(found, apart(structures), len(positions))
+    assert len(lengths) == 1
+
+
+def test_cells_that_want_another_fixed_list() -> None:
+    """Atoms would have to look farther."""
+    narrow, wide = np.diag([5.0, 8.0, 8.0]), np.diag([8.0, 5.0, 8.0])
+    rng = np.random.default_rng(0)
+    one, other = (systems.structure(["H"] * 40, rng.uniform(0, 8, (40, 3)), cell, "TTT") for cell in (narrow, wide))
+    listed = fixed([one, other], 4.0)
+    assert not listed.move_to(np.stack([0.5 * narrow, wide]))
+    assert not listed.move_to(np.stack([narrow, 0.5 * wide]))
+    assert listed.move_to(np.stack([0.98 * narrow, 2 * wide]))
+    assert listed.move_to(np.stack([narrow, wide]))
+    with pytest.raises(InputError, match="no volume"):
+        listed.move_to(np.stack([narrow, 0 * wide]))
+    positions = torch.from_numpy(np.concatenate([one.positions, other.positions]))
+    assert_fixed(listed(positions), apart([one, other], 4.0), 80)
+
+
 def test_what_a_fixed_list_has_no_room_for_is_told() -> None:
     rng = np.random.default_rng(0)
     cloud = systems.structure(["H"] * 400, rng.uniform(0, 24, size=(400, 3)))

@@ -123,17 +123,28 @@ class MovingPotential:
         """
         assert isinstance(self.graph, SkinGraph)
         x = torch.as_tensor(positions)
-        if self.graph.listed_for(types, cells, pbc, atoms):
+        systems = types, cells, pbc, atoms
+        if self.graph.listed_for(*systems) or self._move_to(*systems, watched):
             ahead = self.ahead(x, watched=watched, atomic_virial=atomic_virial)
             if ahead is not None:
                 kept = ahead.kept()
                 if ahead.holds():
                     return kept
-        graph = self.graph.batch(x.to(self.device, torch.float64) * self.unit, types, cells, pbc, atoms)
+        graph = self.graph.batch(x.to(self.device, torch.float64) * self.unit, *systems)
         prediction = self.potential(graph, atomic_virial=atomic_virial)
         if self._steps is not None and self.potential.taken is None:  # what is divided does not fit at once
             self._steps.take(self.graph.listed, x, watched, graph.edge_shift.shape[0], prediction)
         return prediction
+
+    def _move_to(self, types: Ints, cells: Floats, pbc: Bools, atoms: Ints, watched: Tensor | None) -> bool:
+        """Whether a recording lists the neighbours of the same systems in other cells."""
+        steps, graph = self._steps, self.graph
+        if steps is None or not isinstance(graph, SkinGraph) or graph.listed is None:
+            return False
+        if not (graph.listed.is_of(types, pbc, atoms) and np.isfinite(cells).all() and steps.move_to(cells, watched)):
+            return False
+        graph.move_to(cells)
+        return True
 
     def ahead(self, positions: Tensor, *, watched: Tensor | None = None, atomic_virial: bool = False) -> Ahead | None:
         """What `batch` gives with everything but the positions as in its last call, by its recording.

@@ -6,8 +6,8 @@ their own, behind those of the systems, and are longer than any cut-off: the gra
 zeros. Which atom has which of them is fixed when the step is recorded, as is all else that does not change.
 
 A step is two recordings, the graph and the model. The first tells whether the step is right, so the host reads that
-and does all that is left to do while the device is at the second. Where cells stay, the list is a third, before
-them in each step with which neighbours are listed anew.
+and does all that is left to do while the device is at the second. The list is a third, before them in each step with
+which neighbours are listed anew.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
@@ -27,6 +28,7 @@ from nequip_core.narrow import Narrow, Wide
 from nequip_core.potential import Prediction
 from nequip_core.recording import Record, Recording, Told
 from nequip_core.skin import FixedEdges, Listed
+from nequip_core.structure import Floats
 
 RECORDED_EDGES = 2_000_000
 """Of a wide graph that is recorded, at most: beyond, launches do not matter, and a recording keeps its memory."""
@@ -46,6 +48,12 @@ OF_AN_ATOM = 32
 SOON = 0.9
 """Part of the way at whose end neighbours must be listed anew; after an atom has come so far they are, with the next
 step."""
+
+NEAR_CELLS = 0.01
+"""Largest difference of two cells, of their largest number, that are one cell which changes."""
+
+STEPS_BETWEEN = 20
+"""Steps in cells that change, from one recording to another that is made because the first did not serve."""
 
 TOLERANCE = {"float32": 5e-5, "float64": 1e-9}
 """Largest difference between a step and its recording, of the largest number."""
@@ -85,7 +93,7 @@ class RecordedSteps:
         self.tolerance = TOLERANCE[loaded.info.dtype]
         # From an atom to an image of itself beyond every cut-off; not along an axis, where harmonics have zeros.
         self._far = 4 * loaded.info.cutoff * torch.tensor([0.48, 0.6, 0.64], dtype=torch.float64, device=loaded.device)
-        self.due = self.anew = False
+        self.due = self.anew = self._few = False
         self._recorded: _Recorded | None = None
         self._list: _List | None = None
         self._told = Told(loaded.device)
@@ -94,6 +102,7 @@ class RecordedSteps:
         self._virials = False
         self._of: Listed | None = None
         self._latest: Listed | None = None
+        self._since = STEPS_BETWEEN  # steps since one was recorded
         self._most = RECORDED_EDGES
 
     def take(
@@ -102,13 +111,14 @@ class RecordedSteps:
         """Serve the steps that come with this list, after one with so many edges.
 
         A list that comes for the first time may be for one step only; it is not worth a recording, unless it fits the
-        one that is there.
+        one that is there, or cells change little by little, and with them the list.
 
         Raises:
             CheckError: the recording gives another prediction.
         """
         before, known = self._latest, listed is self._latest
         self._latest, self._of, self.due, self.anew = listed, None, False, False
+        self._since += 1
         pairs = 0 if listed is None else listed.wide.edge_shift.shape[0]
         if listed is None or not 0 < pairs <= self._most:
             self._recorded = self._list = None
@@ -119,14 +129,15 @@ class RecordedSteps:
             if _alike(self._recorded.graph.inputs, inputs):
                 torch._foreach_copy_(self._recorded.graph.inputs, inputs)
                 self._of = listed
-                if self._list is not None and not listed.is_of(self._list.systems):
+                if self._list is not None and not self._list.moves_to(listed):
                     self._list = None
-                if self._list is None and not known and before is not None and listed.is_of(before):
+                if self._list is None and not known and before is not None and _are_same(listed, before):
                     self._list = self._record_list(self._recorded.graph, listed)
                 return
-        if known:
+        changes = before is not None and _changes(listed, before) and self._since >= STEPS_BETWEEN
+        if known or changes:
             self._recorded = self._list = None
-            self._virials, self._of = virials, listed
+            self._virials, self._of, self._since = virials, listed, 0
             try:
                 self._room = _Room.around(listed.wide, edges)
                 self._recorded = self._record(self._inputs(listed, self._room, watched))
@@ -138,6 +149,31 @@ class RecordedSteps:
                 self._given = [wide.positions[: len(listed.types)], rest.watched]
                 self._check(positions, watched, prediction)
 
+    def move_to(self, cells: Floats, watched: Tensor | None) -> bool:
+        """Serve steps of the same systems in other cells, the first of which lists neighbours.
+
+        Args:
+            cells: [B, 3, 3], Å.
+            watched: of now.
+
+        Returns:
+            False: no recorded list does so.
+
+        Raises:
+            InputError: a cell has no volume where it is periodic.
+        """
+        if self._recorded is None or self._list is None or self._few:
+            return False
+        _, rest = _parts(self._recorded.graph.inputs)
+        if watched is not None and not _alike([watched], [rest.unchanged]):
+            return False
+        if not self._list.edges.move_to(cells):
+            return False
+        if watched is not None:
+            rest.unchanged.copy_(watched)
+        self._of, self.anew, self.due = self._list.systems, True, False
+        return True
+
     def __call__(self, positions: Tensor, watched: Tensor | None, *, atomic_virial: bool) -> Prediction | None:
         """Begin a step: the prediction, if it `holds`; None where the recording does not serve."""
         recorded = self._recorded
@@ -148,6 +184,7 @@ class RecordedSteps:
         if not _alike(given, now):
             return None
         torch._foreach_copy_(given, now)
+        self._since += 1
         if self.anew:
             assert self._list is not None
             self._list.recording.repeat()
@@ -170,8 +207,8 @@ class RecordedSteps:
             self._list = None
         if not held:
             self._of = None
-        # With fewer edges than that, all should be recorded anew.
-        self.anew = bool(moved and held and self._list is not None and edges >= self._room.fewest)
+        self._few = edges < self._room.fewest  # and all should be recorded anew
+        self.anew = bool(moved and held and self._list is not None and not self._few)
         self.due = moved and not self.anew
         return bool(held)
 
@@ -327,7 +364,7 @@ class _List(NamedTuple):
     """What lists the neighbours of some systems anew.
 
     Attributes:
-        systems: cells and all else but the positions stay as they are there.
+        systems: all but positions and cells stays as it is there.
         edges: what was recorded; a recording keeps no memory that it reads.
         recording: of it.
     """
@@ -335,6 +372,22 @@ class _List(NamedTuple):
     systems: Listed
     edges: FixedEdges
     recording: Recording
+
+    def moves_to(self, listed: Listed) -> bool:
+        """Whether it is for these systems too; then it is in their cells."""
+        return _are_same(listed, self.systems) and self.edges.move_to(listed.cells)
+
+
+def _are_same(listed: Listed, other: Listed) -> bool:
+    return listed.is_of(other.types, other.pbc, other.atoms)
+
+
+def _changes(listed: Listed, other: Listed) -> bool:
+    """Whether systems are the same in cells that differ a little."""
+    if not _are_same(listed, other):
+        return False
+    difference = np.abs(listed.cells - other.cells).max(initial=0.0)
+    return bool(0 < difference <= NEAR_CELLS * np.abs(other.cells).max(initial=0.0))
 
 
 def _not_fixed(listed: Listed, edges: int, more_atoms: int, beyond: Tensor) -> None:

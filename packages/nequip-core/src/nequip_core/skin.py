@@ -68,6 +68,7 @@ class SkinGraph:
         self._pair_cutoffs = pair_cutoffs
         self._list: DeviceNeighborList = neighbor_list.make.load()(float(pair_cutoffs.max()), skin)
         self.listed: Listed | None = None
+        self._elsewhere = False  # whether the edges of ``listed`` are those of other cells
         self._narrow = narrow
         self._reach = torch.full((1,), 0.5 * skin, dtype=torch.float64, device=device)
 
@@ -99,10 +100,10 @@ class SkinGraph:
         """
         x = torch.as_tensor(positions, dtype=torch.float64).to(self.device, copy=True).detach().contiguous()
         graph = None
-        if self.listed is not None and self.listed_for(types, cells, pbc, atoms):
+        if self.listed is not None and not self._elsewhere and self.listed_for(types, cells, pbc, atoms):
             graph = self._within_cutoff(self.listed, x, sources)
         if graph is None:
-            self.listed = self._list_neighbors(x, types, cells, pbc, atoms)
+            self.listed, self._elsewhere = self._list_neighbors(x, types, cells, pbc, atoms), False
             self.builds += 1
             graph = self._within_cutoff(self.listed, x, sources)
         assert graph is not None
@@ -115,6 +116,11 @@ class SkinGraph:
     def forget(self) -> None:
         """List neighbours anew at the next call."""
         self.listed = None
+
+    def move_to(self, cells: Floats) -> None:
+        """Another lists the neighbours of the systems, which are in these cells now."""
+        assert self.listed is not None
+        self.listed, self._elsewhere = self.listed._replace(cells=cells.copy()), True
 
     def fixed(self, listed: Listed, edges: int, more_atoms: int, beyond: Tensor) -> FixedEdges | None:
         """Lists neighbours of the same systems again, in tensors of fixed sizes; None: the list can not.
@@ -140,7 +146,7 @@ class SkinGraph:
         centre, neighbor, shift = self._list.pairs(x, cells, pbc, atoms)
         of_structure = torch.from_numpy(atoms).to(self.device)
         structure = torch.arange(len(atoms), device=self.device).repeat_interleave(of_structure, output_size=len(x))
-        lattice = _lattice(cells, pbc, self.device)
+        lattice = torch.from_numpy(np.where(pbc[..., None], cells, 0.0)).to(self.device)
         row_ptr, by_neighbor, neighbor_ptr = _pointers(centre, neighbor, len(x))
         wide = Graph(
             positions=x,
@@ -210,9 +216,9 @@ class Listed(NamedTuple):
     pbc: Bools
     atoms: Ints
 
-    def is_of(self, other: Listed) -> bool:
-        """Whether the systems are the same but for their positions."""
-        return self.still_holds(*other[2:])
+    def is_of(self, types: Ints, pbc: Bools, atoms: Ints) -> bool:
+        """Whether the systems are the same but for their positions and cells."""
+        return self.still_holds(types, self.cells, pbc, atoms)
 
     def still_holds(self, *now: NDArray[np.generic]) -> bool:
         """Whether types, cells, periodicity and numbers of atoms are those of then."""
@@ -220,7 +226,7 @@ class Listed(NamedTuple):
 
 
 class FixedEdges:
-    """The edges up to cut-offs and skin of systems whose cells stay, listed in tensors of fixed sizes.
+    """The edges up to cut-offs and skin of systems, listed in tensors of fixed sizes.
 
     As `nequip_core.neighbors.device.FixedList`, which finds the pairs, it can be recorded, and keeps what it reads.
 
@@ -245,14 +251,21 @@ class FixedEdges:
         self._pairs, self._limits, self._edges, self._beyond = pairs, limits, edges, beyond
         self._atoms = len(listed.types) + more_atoms
         self._types, self._structure = listed.wide.types, listed.wide.structure
-        self._lattice = _lattice(listed.cells, listed.pbc, listed.wide.positions.device)
+
+    def move_to(self, cells: Floats) -> bool:
+        """List edges in these cells from now on, [B, 3, 3] Å; False: not with tensors of these sizes.
+
+        Raises:
+            InputError: a cell has no volume where it is periodic.
+        """
+        return self._pairs.move_to(cells)
 
     def __call__(self, positions: Tensor) -> WideEdges:
         """The edges; positions are those of the systems' atoms, [N, 3] Å."""
         centre, neighbor, shift, number, lacking = self._pairs(positions)
         used = torch.arange(len(centre), device=positions.device) < number
         of = [index.clamp(max=len(positions) - 1) for index in (centre, neighbor)]  # an atom, in all rows
-        shift = times(shift, self._lattice, self._structure[of[0]])
+        shift = times(shift, self._pairs.lattice, self._structure[of[0]])
         if self._limits is not None:
             vector = positions[of[1]] - positions[of[0]] + shift
             used &= vector.norm(dim=1) < self._limits[self._types[of[0]], self._types[of[1]]]
@@ -290,11 +303,6 @@ class WideEdges(NamedTuple):
     by_neighbor: Tensor
     neighbor_ptr: Tensor
     lacking: Tensor
-
-
-def _lattice(cells: Floats, pbc: Bools, device: torch.device) -> Tensor:
-    """[B, 3, 3] Å, zeros where it is not periodic."""
-    return torch.from_numpy(np.where(pbc[..., None], cells, 0.0)).to(device)
 
 
 def _pointers(centre: Tensor, neighbor: Tensor, atoms: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -7,8 +7,8 @@ lattice smaller than the cut-off is one box with many images. A direction withou
 anew after `FOLD`; what then seems near by its number is too far by its distance.
 
 Each pair is looked for from one side and written down from both. Lattices are planned on the host, where nine numbers a
-structure cost less than launches; the number of candidates and that of pairs are read back, nothing else. Where cells
-stay, `FixedList` reads back nothing at all.
+structure cost less than launches; the number of candidates and that of pairs are read back, nothing else. `FixedList`
+reads back nothing at all.
 """
 
 from __future__ import annotations
@@ -53,6 +53,9 @@ CANDIDATES_AT_ONCE = {"cpu": 1 << 18, "cuda": 1 << 23}
 
 MORE, SPARE = 1.1, 256
 """Room in a `FixedList` beyond the candidates and pairs that there are: share, and number."""
+
+NARROWER = 0.97
+"""Part of their widths that cells may come to before a `FixedList` would have to look into more boxes."""
 
 Bools = NDArray[np.bool_]
 
@@ -112,7 +115,7 @@ class DeviceNeighborList:
         return _both_sides(centre, neighbor, shift, rank, len(positions), plan.images)
 
     def fixed(self, positions: Float[Tensor, "atoms 3"], cells: Floats, pbc: Bools, atoms: Ints) -> FixedList | None:
-        """The same for positions that are to come, with all else as it is; None: that is too much at once.
+        """The same for positions, and perhaps cells, that are to come; None: that is too much at once.
 
         Args:
             positions: as those of `pairs`; they tell how much room there must be.
@@ -121,10 +124,7 @@ class DeviceNeighborList:
             atoms: likewise.
         """
         reach = self.reach * (1 + MARGIN)
-        plan = _plan(cells, pbc, atoms, reach, positions.device)
-        if int((plan.searches * atoms).sum()) > SEARCHES_AT_ONCE:
-            return None
-        made = FixedList(reach, plan, positions.device)
+        made = FixedList(reach, cells, pbc, atoms, positions.device)
         return made if made.make_room(positions) else None
 
 
@@ -147,20 +147,51 @@ class FixedPairs(NamedTuple):
 
 
 class FixedList:
-    """Pairs of structures whose cells stay, as `DeviceNeighborList` lists them, in tensors whose sizes stay too.
+    """Pairs of structures as `DeviceNeighborList` lists them, in tensors whose sizes stay.
 
     Nothing is read back and nothing comes from the host, so that it can be recorded (`nequip_core.recording`). What it
     reads besides the positions it keeps itself.
+
+    Args:
+        reach: Å, with the margin for rounding.
+        cells: [B, 3, 3], Å.
+        pbc: [B, 3].
+        atoms: [B].
+        device: of positions.
     """
 
-    def __init__(self, reach: float, plan: _Plan, device: torch.device) -> None:
-        self._reach, self._plan = reach, plan
-        self._structure = _structure(plan.atoms, device)
-        self._searches = int((plan.searches * plan.atoms).sum())
+    def __init__(self, reach: float, cells: Floats, pbc: Bools, atoms: Ints, device: torch.device) -> None:
+        self._reach, self._cells, self._pbc = reach, cells.copy(), pbc
+        self._plan = _plan(cells, pbc, atoms, reach, device, NARROWER)
+        self._structure = _structure(atoms, device)
+        self._searches = int((self._plan.searches * atoms).sum())
         self._candidates = self._half = 0
+
+    @property
+    def lattice(self) -> Float[Tensor, "B 3 3"]:
+        """The cells, zero where not periodic; always the same memory."""
+        return self._plan.cells
+
+    def move_to(self, cells: Floats) -> bool:
+        """List pairs in these cells from now on; False: for them one would have to look into more boxes.
+
+        Raises:
+            InputError: a cell has no volume where it is periodic.
+        """
+        if np.array_equal(cells, self._cells):
+            return True
+        span = _span(cells, self._pbc)
+        if (_look_for(self._plan.cut, span.height, self._reach) > self._plan.near)[self._pbc].any():
+            return False
+        self._cells = cells.copy()
+        rows = np.stack([_periodic(cells, self._pbc), span.inverse], axis=1).reshape(len(cells), 18)
+        self._plan.rows.copy_(torch.from_numpy(rows), non_blocking=True)  # what else a plan has stays
+        return True
 
     def make_room(self, positions: Float[Tensor, "atoms 3"]) -> bool:
         """For the candidates and pairs that there are, and some more; False: they are too many."""
+        if self._searches > SEARCHES_AT_ONCE:
+            return False
         _, looked = self._look(positions)
         candidates = int(MORE * int(looked.held.sum())) + SPARE
         if candidates > CANDIDATES_AT_ONCE[positions.device.type]:
@@ -204,15 +235,18 @@ def make_device(cutoff: float, skin: float = 0.0) -> DeviceNeighborList:
 
 
 class _Plan(NamedTuple):
-    """How the lattices of B structures are cut into boxes: first two on the host, tensors on the device.
+    """How the lattices of B structures are cut into boxes: first four on the host, tensors on the device.
 
     Attributes:
         atoms: [B] their number.
         searches: [B] boxes that each atom looks into: its own, and one of each two that lie opposite.
+        cut: [B, 3] number of boxes.
+        near: [B, 3] how far atoms look, in boxes.
+        rows: [B, 18], of which cells and inverse are views.
         cells: [B, 3, 3] lattice vectors, Å; zero where not periodic.
         inverse: [B, 3, 3]; positions · inverse are coordinates along the lattice vectors, or Å where not periodic.
         periodic: [B, 3], 1 or 0.
-        boxes: [B, 3] number of boxes.
+        boxes: [B, 3] ``cut``.
         scale: [B, 3] boxes per unit of the coordinates.
         number: [B], ``searches``.
         first: [B] row of ``offsets`` where they begin.
@@ -223,6 +257,9 @@ class _Plan(NamedTuple):
 
     atoms: Ints
     searches: Ints
+    cut: Floats
+    near: Floats
+    rows: Tensor
     cells: Tensor
     inverse: Tensor
     periodic: Tensor
@@ -235,13 +272,10 @@ class _Plan(NamedTuple):
     images: int
 
 
-def _plan(cells: Floats, pbc: Bools, atoms: Ints, reach: float, device: torch.device) -> _Plan:
-    basis = _spanning(cells, pbc)
-    volume = abs(np.linalg.det(basis))
-    _refuse(volume <= 1e-12 * np.linalg.norm(basis, axis=2).prod(axis=1), cells, "has no volume where it is periodic")
-    inverse = np.linalg.inv(basis)
-    height = 1 / np.linalg.norm(inverse, axis=1)  # distance of the lattice planes
-    cuts = [_cut(fineness, height, volume, pbc, atoms, reach) for fineness in FINENESS]
+def _plan(cells: Floats, pbc: Bools, atoms: Ints, reach: float, device: torch.device, narrower: float = 1.0) -> _Plan:
+    """For these cells, and those whose widths are ``narrower`` of theirs and more."""
+    span = _span(cells, pbc)
+    cuts = [_cut(fineness, span, pbc, atoms, reach, narrower) for fineness in FINENESS]
     boxes, near, cost = (np.stack(column) for column in zip(*cuts, strict=True))
     best = cost.argmin(axis=0)
     boxes, near = boxes[best, np.arange(len(atoms))], near[best, np.arange(len(atoms))]
@@ -255,37 +289,71 @@ def _plan(cells: Floats, pbc: Bools, atoms: Ints, reach: float, device: torch.de
     scale = np.where(pbc, boxes, np.array(FINENESS)[best, None] / reach)
     # Two copies to the device are quicker than nine.
     flat = [
-        array.reshape(len(atoms), -1) for array in (_periodic(cells, pbc), inverse, pbc, boxes, scale, searches, first)
+        array.reshape(len(atoms), -1)
+        for array in (_periodic(cells, pbc), span.inverse, pbc, boxes, scale, searches, first)
     ]
-    columns = torch.from_numpy(np.concatenate(flat, axis=1)).to(device).split([9, 9, 3, 3, 3, 1, 1], dim=1)
-    rows = torch.from_numpy(np.concatenate(tables)).to(device)
+    rows, columns = torch.from_numpy(np.concatenate(flat, axis=1)).to(device).split([18, 11], dim=1)
+    periodic, parts, per_unit, number, begin = columns.split([3, 3, 3, 1, 1], dim=1)
+    table = torch.from_numpy(np.concatenate(tables)).to(device)
     return _Plan(
         atoms=atoms,
         searches=searches,
-        cells=columns[0].unflatten(1, (3, 3)),
-        inverse=columns[1].unflatten(1, (3, 3)),
-        periodic=columns[2],
-        boxes=columns[3],
-        scale=columns[4],
-        number=columns[5].squeeze(1).long(),
-        first=columns[6].squeeze(1).long(),
-        offsets=rows[:, :3],
-        rank=rows[:, 3:].long(),
+        cut=boxes,
+        near=near,
+        rows=rows,
+        cells=rows[:, :9].unflatten(1, (3, 3)),
+        inverse=rows[:, 9:].unflatten(1, (3, 3)),
+        periodic=periodic,
+        boxes=parts,
+        scale=per_unit,
+        number=number.squeeze(1).long(),
+        first=begin.squeeze(1).long(),
+        offsets=table[:, :3],
+        rank=table[:, 3:].long(),
         images=int(2 * lengths.max() - 1),
     )
 
 
+class _Span(NamedTuple):
+    """What lattices are like.
+
+    Attributes:
+        inverse: [B, 3, 3] as in a plan.
+        height: [B, 3] distance of the lattice planes, Å.
+        volume: [B] Å³.
+    """
+
+    inverse: Floats
+    height: Floats
+    volume: Floats
+
+
+def _span(cells: Floats, pbc: Bools) -> _Span:
+    basis = _spanning(cells, pbc)
+    volume = abs(np.linalg.det(basis))
+    _refuse(volume <= 1e-12 * np.linalg.norm(basis, axis=2).prod(axis=1), cells, "has no volume where it is periodic")
+    inverse = np.asarray(np.linalg.inv(basis), dtype=np.float64)
+    height: Floats = 1 / np.linalg.norm(inverse, axis=1)
+    return _Span(inverse, height, volume)
+
+
+def _look_for(boxes: Floats, height: Floats, reach: float) -> Floats:
+    """[B, 3] boxes beyond its own that an atom looks into, where it is periodic."""
+    found: Floats = np.ceil(reach * boxes / height)
+    return found
+
+
 def _cut(
-    fineness: int, height: Floats, volume: Floats, pbc: Bools, atoms: Ints, reach: float
+    fineness: int, span: _Span, pbc: Bools, atoms: Ints, reach: float, narrower: float
 ) -> tuple[Floats, Floats, Floats]:
     """Boxes of at least reach / fineness: [B, 3] their number, [B, 3] how far to look, [B] what it costs an atom."""
-    boxes = np.where(pbc, np.clip(np.floor(fineness * height / reach), 1, FOLD), FOLD if fineness else 1)
-    near = np.where(pbc, np.ceil(reach * boxes / height), fineness)
+    boxes = np.where(pbc, np.clip(np.floor(fineness * span.height / reach), 1, FOLD), FOLD if fineness else 1)
+    near = np.where(pbc, _look_for(boxes, narrower * span.height, reach), fineness)
     # Atoms in one box: its share of all, and no more than its space can hold.
     parts = np.where(pbc, boxes, 1).prod(axis=1)
     held = atoms / parts
     if fineness:
-        space = volume / parts * (reach / fineness) ** (~pbc).sum(axis=1)
+        space = span.volume / parts * (reach / fineness) ** (~pbc).sum(axis=1)
         held = np.where(pbc.all(axis=1), held, np.minimum(held, DENSITY * space))
     return boxes, near, (2 * near + 1).prod(axis=1) * (SEARCH + held)
 
