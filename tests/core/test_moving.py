@@ -239,8 +239,23 @@ def test_a_cell_that_changes_with_each_step(case: Case) -> None:
     assert (record.repeated, record.listed) == (30 - 3 + 1, 30 - 3 + 1)
 
 
+def test_without_room_in_another_cell(case: Case) -> None:
+    """Edges that were launched in one cell do not serve in the other, though no atom has moved."""
+    record = Repeating()
+    potential = moving(case, record)
+    along(case, potential, 15)
+    assert potential._steps is not None
+    assert potential._steps._list is not None
+    potential._steps._list.edges._pairs._candidates = 3
+    crystal, listed = systems.crystal(), potential.graph.listed  # type: ignore[union-attr]
+    assert listed is not None
+    one = systems.replaced(crystal, positions=listed.wide.positions.numpy().copy(), cell=1.01 * crystal.cell)
+    repeated = record.listed
+    assert_right(case, predict(potential, one), one)
+    assert record.listed == repeated + 1
+
+
 def test_in_another_cell_what_is_wrong_is_said(case: Case) -> None:
-    """After a list by a recording, a launched one is of the cell of now."""
     record = Repeating()
     potential = moving(case, record)
     along(case, potential, 25)

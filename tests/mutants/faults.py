@@ -450,7 +450,7 @@ FAULTS = (
         "skin.py",
         "self.listed._replace(cells=cells.copy()), True",
         "self.listed._replace(cells=cells.copy()), False",
-        ("core/test_moving.py::test_in_another_cell_what_is_wrong_is_said",),
+        ("core/test_moving.py::test_without_room_in_another_cell",),
     ),
     Fault(
         "a recorded list that looks less far than a cell wants",
