@@ -7,13 +7,12 @@ Boxes of N x N x N molecules of water: 6 is 648 atoms, 12 is 5,184. FILE is comp
 one velocity, about that of hydrogen at 300 K, so that neighbours are listed anew once in about 40 steps, whatever the
 model says; the mean has the steps that do so. `lists`: how often that was. `cell`: "stays"; "tried": another one each
 25 steps, and in half of the cases back with the next step, as a Monte Carlo barostat does it; "changes" with each step.
-NEQUIP_RECORD_STEPS=0 in the environment: without recordings.
+`recorded`: whether steps are, which is so for compiled files on CUDA unless NEQUIP_RECORD_STEPS is 0.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -30,6 +29,7 @@ from systems import water
 
 from nequip_core.engines.ase import NequIPCalculator
 from nequip_core.moving import MovingPotential
+from nequip_core.skin import SkinGraph
 
 WARM = 60
 """Steps before those that count: what is recorded is recorded there."""
@@ -89,11 +89,12 @@ def in_openmm(file: Path, device: str, atoms: Atoms, backend: str) -> tuple[Step
     flow = simulation(pdb, system, device, torch.get_num_threads())
     flow.step(1)
     (evaluator,) = evaluate._EVALUATORS.values()
-    box_now = [1.0]
+    before = 1.0
 
     def step(strain: float, n: int) -> None:
-        if strain != box_now[0]:
-            box_now[0] = strain
+        nonlocal before
+        if strain != before:
+            before = strain
             flow.context.setPeriodicBoxVectors(*(Vec3(*row) for row in strain * box))
         flow.step(1)
 
@@ -137,7 +138,7 @@ def main() -> None:
                     "engine": engine,
                     "atoms": len(atoms),
                     "cell": cell,
-                    "recorded": os.environ.get("NEQUIP_RECORD_STEPS") != "0" and options.device == "cuda",
+                    "recorded": moving._steps is not None,
                     "median_ms": round(float(np.median(counted)), 3),
                     "mean_ms": round(float(counted.mean()), 3),
                     "largest_ms": round(float(counted.max()), 2),
@@ -152,7 +153,7 @@ def main() -> None:
 def listed(moving: MovingPotential) -> int:
     """How often neighbours were listed."""
     graph = moving.graph
-    return graph.builds if hasattr(graph, "builds") else graph.neighbors.builds
+    return graph.builds if isinstance(graph, SkinGraph) else graph.neighbors.builds
 
 
 if __name__ == "__main__":

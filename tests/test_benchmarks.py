@@ -54,6 +54,20 @@ def test_losses_of_compiled_training(tmp_path: Path) -> None:
     assert (double["graphs"], double["recompiles"]) == ("1", "0")
 
 
+def test_single_steps(tmp_path: Path) -> None:
+    make = "import sys; from our_calls import package; package('nequip_tiny', ['H', 'O'], sys.argv[1])"
+    model = tmp_path / "model.nequip.zip"
+    environment = os.environ | {"PYTHONPATH": str(FOLDER / "peers")}
+    subprocess.run([sys.executable, "-c", make, model], check=True, env=environment)
+    found = rows("steps.py", tmp_path / "out.csv", model, "--sides", 2, "--steps", 30)
+    assert [row["cell"] for row in found] == ["stays", "tried", "changes"]
+    for row in found:
+        assert 0 < float(row["median_ms"]) <= float(row["largest_ms"])
+        assert row["recorded"] == "False"
+    stays, tried, changes = (int(row["lists"]) for row in found)
+    assert 0 < stays <= tried < changes == 30
+
+
 def test_the_figure_of_the_readme(tmp_path: Path) -> None:
     """It is drawn from the tables that are there."""
     out = tmp_path / "speed.svg"

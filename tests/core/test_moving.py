@@ -275,16 +275,19 @@ def test_in_another_cell_what_is_wrong_is_said(case: Case) -> None:
     assert_right(case, predict(potential, crystal), crystal)
 
 
-def test_steps_of_a_cell_that_changes_much_are_recorded_now_and_then(case: Case) -> None:
+def test_steps_of_a_cell_that_changes_much_are_recorded_now_and_then(
+    case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Cells that come near to each other and do not fit into one recording."""
+    monkeypatch.setattr(recorded_steps, "SPARE", 1)
     record = Repeating()
-    potential = moving(case, record)
+    potential = moving(case, record, check=assert_in_memory)  # with more edges than there is room for, too
     for n in range(60):
         one = systems.crystal()
         factor = 1.009**n if n < 30 else 1.009 ** (60 - n)
         one = systems.replaced(one, cell=factor * one.cell, positions=factor * one.positions)
         assert_right(case, predict(potential, one), one)
-    assert 1 <= record.recorded <= 3
+    assert 2 <= record.recorded <= 1 + 60 / recorded_steps.STEPS_BETWEEN
 
 
 def test_a_list_for_which_there_is_no_room_is_launched(case: Case) -> None:
@@ -328,6 +331,28 @@ def test_lists_of_a_list_that_can_not_are_launched(case: Case, monkeypatch: pyte
     along(case, potential, 25)
     assert potential.graph.builds > 3
     assert record.names == ["_find_graph", "predict"]
+
+
+@pytest.mark.parametrize("why", ["too many", "no memory"])
+def test_what_can_not_be_listed_by_a_recording_is_tried_once(
+    case: Case, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, why: str
+) -> None:
+    tried: list[str] = []
+
+    def make_room(fixed: FixedList, positions: Tensor) -> bool:
+        tried.append(why)
+        if why == "no memory":
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return False
+
+    monkeypatch.setattr(FixedList, "make_room", make_room)
+    record = Repeating()
+    potential = moving(case, record)
+    along(case, potential, 25)
+    assert potential.graph.builds > 3
+    assert record.names == ["_find_graph", "predict"]
+    assert len(tried) == 1
+    assert ("no memory to record lists" in caplog.text) == (why == "no memory")
 
 
 class Kept(Repeating):

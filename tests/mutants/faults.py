@@ -460,6 +460,20 @@ FAULTS = (
         ("core/neighbors/test_device.py::test_cells_that_want_another_fixed_list",),
     ),
     Fault(
+        "steps in cells that change, recorded again and again",
+        "recorded_steps.py",
+        "_changes(listed, before) and self._since >= STEPS_BETWEEN",
+        "_changes(listed, before)",
+        ("core/test_moving.py::test_steps_of_a_cell_that_changes_much_are_recorded_now_and_then",),
+    ),
+    Fault(
+        "the box of now is not told to a recording in it",
+        "recorded_steps.py",
+        "            rest.unchanged.copy_(watched)\n",
+        "            pass\n",
+        ("openmm/test_torch_operator.py::test_recorded_steps",),
+    ),
+    Fault(
         "memory that a recorded list reads and nobody keeps",
         "recorded_steps.py",
         "made = _List(listed, edges, ",

@@ -109,6 +109,8 @@ def test_recorded_steps(model, record, monkeypatch):
     assert record.recorded == 1
     assert record.repeated == 1 + 9 + 2  # the check, nine steps, and two in vain, since there is another box
     assert record.listed == 1 + 1  # to be compared, and for the box that was there before
+    (one,) = evaluate._EVALUATORS.values()
+    assert one._moving.graph.builds == 3  # none of them in vain
     monkeypatch.undo()
     for (energy, forces), step in zip(found, steps, strict=True):
         expected, of_usual = torch.ops.nequip_openmm.energy_forces(*step, factor, *rest)

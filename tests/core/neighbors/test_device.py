@@ -166,6 +166,10 @@ def test_too_much_for_a_fixed_list(monkeypatch: pytest.MonkeyPatch, name: str, m
     assert make_device(REACH).fixed(x, one.cell[None], one.pbc[None], np.array([len(one)])) is None
 
 
+def test_no_fixed_list_without_atoms() -> None:
+    assert make_device(REACH).fixed(torch.zeros(0, 3), np.eye(3)[None], np.full((1, 3), True), np.array([0])) is None
+
+
 def test_every_way_to_cut_a_lattice_is_taken() -> None:
     """A small molecule is one box, a dense crystal is cut finely: the cost decides."""
     small, large = Structure.from_ase(molecule("H2O")), Structure.from_ase(bulk("Cu", cubic=True) * (8, 8, 8))

@@ -96,6 +96,7 @@ class RecordedSteps:
         self.due = self.anew = self._few = False
         self._recorded: _Recorded | None = None
         self._list: _List | None = None
+        self._launched: Listed | None = None  # systems whose list can not be recorded, so that it is not tried again
         self._told = Told(loaded.device)
         self._room: _Room
         self._given: list[Tensor] = []  # where positions, and what is watched, are copied to
@@ -131,7 +132,8 @@ class RecordedSteps:
                 self._of = listed
                 if self._list is not None and not self._list.moves_to(listed):
                     self._list = None
-                if self._list is None and not known and before is not None and _are_same(listed, before):
+                again = not known and before is not None and _are_same(listed, before)
+                if self._list is None and again and not (self._launched and _are_same(listed, self._launched)):
                     self._list = self._record_list(self._recorded.graph, listed)
                 return
         changes = before is not None and _changes(listed, before) and self._since >= STEPS_BETWEEN
@@ -270,6 +272,7 @@ class RecordedSteps:
         try:
             edges = self.fixed(listed, self._room.pairs, self._room.atoms, self._far)
             if edges is None:
+                self._launched = listed
                 return None
 
             def list_neighbors(_: Sequence[Tensor]) -> list[Tensor]:
@@ -285,7 +288,7 @@ class RecordedSteps:
             made = _List(listed, edges, self.record(list_neighbors, []))
         except torch.OutOfMemoryError:
             _log.warning("There is no memory to record lists of %s pairs; they are launched.", self._room.pairs)
-            self.fixed = _not_fixed
+            self._launched = listed
             return None
         made.recording.repeat()
         for name, ours, theirs in zip([*Wide._fields, *_Rest._fields], graph.inputs, expected, strict=True):
@@ -388,10 +391,6 @@ def _changes(listed: Listed, other: Listed) -> bool:
         return False
     difference = np.abs(listed.cells - other.cells).max(initial=0.0)
     return bool(0 < difference <= NEAR_CELLS * np.abs(other.cells).max(initial=0.0))
-
-
-def _not_fixed(listed: Listed, edges: int, more_atoms: int, beyond: Tensor) -> None:
-    """No list is recorded."""
 
 
 class _Rest(NamedTuple):

@@ -115,16 +115,20 @@ class DeviceNeighborList:
         return _both_sides(centre, neighbor, shift, rank, len(positions), plan.images)
 
     def fixed(self, positions: Float[Tensor, "atoms 3"], cells: Floats, pbc: Bools, atoms: Ints) -> FixedList | None:
-        """The same for positions, and perhaps cells, that are to come; None: that is too much at once.
+        """The same for positions, and perhaps cells, that are to come; None: no atoms, or too much at once.
 
         Args:
-            positions: as those of `pairs`; they tell how much room there must be.
-            cells: likewise.
-            pbc: likewise.
-            atoms: likewise.
+            positions: [N, 3] Å, float64 and finite; they tell how much room there must be.
+            cells: [B, 3, 3], Å.
+            pbc: [B, 3].
+            atoms: [B], their number in each structure.
+
+        Raises:
+            InputError: as `pairs`.
         """
-        reach = self.reach * (1 + MARGIN)
-        made = FixedList(reach, cells, pbc, atoms, positions.device)
+        if len(positions) == 0:
+            return None
+        made = FixedList(self.reach * (1 + MARGIN), cells, pbc, atoms, positions.device)
         return made if made.make_room(positions) else None
 
 
@@ -192,29 +196,34 @@ class FixedList:
         """For the candidates and pairs that there are, and some more; False: they are too many."""
         if self._searches > SEARCHES_AT_ONCE:
             return False
-        _, looked = self._look(positions)
-        candidates = int(MORE * int(looked.held.sum())) + SPARE
-        if candidates > CANDIDATES_AT_ONCE[positions.device.type]:
+        boxed, looked = self._look(positions)
+        self._candidates = int(MORE * int(looked.held.sum())) + SPARE
+        if self._candidates > CANDIDATES_AT_ONCE[positions.device.type]:
             return False
-        self._candidates = self._half = candidates
-        self._half = int(MORE * int(self(positions).number) / 2) + SPARE
+        *_, near, _ = self._compare(boxed, looked)
+        self._half = int(MORE * int(near.sum())) + SPARE
         return True
 
     def __call__(self, positions: Float[Tensor, "atoms 3"]) -> FixedPairs:
         """The pairs; positions as `DeviceNeighborList.pairs` takes them. What is not finite has pairs of any kind."""
         boxed, looked = self._look(positions)
-        until = looked.held.cumsum(0)
-        number = torch.arange(self._candidates, device=positions.device)
-        search = torch.searchsorted(until, number, right=True).clamp(max=self._searches - 1)
-        other = ((looked.first - until + looked.held)[search] + number).clamp(0, len(positions) - 1)
-        near = _near(boxed, looked, search, other, self._reach) & (number < until[-1:])
+        search, other, near, candidates = self._compare(boxed, looked)
         place, used, pairs = marked(near, self._half)
         centre, neighbor, shift, rank = _write(boxed, self._plan, looked, search[place], other[place])
         # Sorted, what is no pair comes last.
         centre, neighbor = (index.masked_fill(~used, len(positions)) for index in (centre, neighbor))
         sides = _both_sides(centre, neighbor, shift, rank, len(positions), self._plan.images)
-        lacking = (until[-1:] - self._candidates).clamp(min=0) + (pairs - self._half).clamp(min=0)
+        lacking = (candidates - self._candidates).clamp(min=0) + (pairs - self._half).clamp(min=0)
         return FixedPairs(*sides, 2 * pairs.clamp(max=self._half), lacking)
+
+    def _compare(self, boxed: _Boxed, looked: _Searches) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Search and sorted atom of each candidate, whether it is a pair, and [1] how many candidates there are."""
+        until = looked.held.cumsum(0)
+        number = torch.arange(self._candidates, device=until.device)
+        search = torch.searchsorted(until, number, right=True).clamp(max=self._searches - 1)
+        other = ((looked.first - until + looked.held)[search] + number).clamp(0, len(boxed.atom) - 1)
+        near = _near(boxed, looked, search, other, self._reach) & (number < until[-1:])
+        return search, other, near, until[-1:]
 
     def _look(self, positions: Tensor) -> tuple[_Boxed, _Searches]:
         boxed = _sort(positions, self._structure, self._plan)
