@@ -193,11 +193,13 @@ def test_more_edges_than_there_is_room_for(case: Case) -> None:
     assert record.recorded == 2
 
 
-def along(case: Case, potential: MovingPotential, steps: int, by: float = 0.05, cell: float = 1.0) -> None:
+def along(
+    case: Case, potential: MovingPotential, steps: int, by: float = 0.05, cell: float = 1.0, first: int = 0
+) -> None:
     """One atom of a crystal goes its way, little by little."""
     crystal = systems.crystal()
     crystal = systems.replaced(crystal, cell=cell * crystal.cell, positions=cell * crystal.positions)
-    for n in range(steps):
+    for n in range(first, first + steps):
         positions = crystal.positions + by * n * np.array([[1.0, 0, 0], *[[0.0, 0, 0]] * (len(crystal) - 1)])
         now = systems.replaced(crystal, positions=positions)
         assert_right(case, predict(potential, now), now)
@@ -324,6 +326,21 @@ def test_a_recorded_list_that_is_not_the_list_stops(case: Case) -> None:
         along(case, potential, 15)
 
 
+def test_with_few_edges_the_next_list_is_launched(case: Case) -> None:
+    """And all is recorded for as many."""
+    record = Repeating()
+    potential = moving(case, record)
+    along(case, potential, 20, by=0.02)
+    steps = potential._steps
+    assert steps is not None
+    assert steps._list is not None
+    steps._room = steps._room._replace(fewest=10**6)
+    listed, repeated = record.listed, record.repeated
+    along(case, potential, 20, by=0.02, first=20)
+    assert record.repeated == repeated + 20 - 2 + 1  # one launched with a list, one to record it, which was compared
+    assert (record.listed, record.recorded) == (listed, 2)
+
+
 def test_lists_of_a_list_that_can_not_are_launched(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr("nequip_core.neighbors.DeviceNeighborList.fixed")
     record = Repeating()
@@ -408,10 +425,17 @@ def test_what_recordings_read_is_kept(case: Case) -> None:
     assert not lost, lost
 
 
-def test_one_structure_after_another_is_never_recorded(case: Case) -> None:
+@pytest.mark.parametrize("what", ["other atoms", "far in the same cell", "another cell"])
+def test_one_structure_after_another_is_never_recorded(case: Case, what: str) -> None:
     record = Repeating()
     potential = moving(case, record)
-    for one in (systems.crystal(), systems.molecule()) * 3:
+    crystal = systems.crystal()
+    other = {
+        "other atoms": systems.molecule(),
+        "far in the same cell": systems.replaced(crystal, positions=crystal.positions[:, [1, 2, 0]]),
+        "another cell": systems.replaced(crystal, positions=1.05 * crystal.positions, cell=1.05 * crystal.cell),
+    }[what]
+    for one in (crystal, other) * 3:
         assert_right(case, predict(potential, one), one)
     assert record.recorded == 0
 

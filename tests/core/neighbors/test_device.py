@@ -129,6 +129,18 @@ def test_a_fixed_list_in_other_cells() -> None:
     assert len(lengths) == 1
 
 
+def test_a_fixed_list_is_for_cells_that_are_a_little_narrower() -> None:
+    """Boxes that are as wide as they must be at least, of a cell that shrinks."""
+    cell = np.diag([8.0001, 8.0001, 12.0001])
+    cloud = systems.structure(["H"] * 300, np.random.default_rng(0).uniform(0, 8, (300, 3)), cell, "TTT")
+    listed = fixed([cloud], 4.0)
+    assert (listed._plan.cut > 1).all()
+    assert listed.move_to(0.98 * cell[None])
+    found = listed(torch.from_numpy(0.98 * cloud.positions))
+    narrower = systems.replaced(cloud, positions=0.98 * cloud.positions, cell=0.98 * cell)
+    assert_fixed(found, apart([narrower], 4.0), 300)
+
+
 def test_cells_that_want_another_fixed_list() -> None:
     """Atoms would have to look farther."""
     narrow, wide = np.diag([5.0, 8.0, 8.0]), np.diag([8.0, 5.0, 8.0])
@@ -153,9 +165,11 @@ def test_what_a_fixed_list_has_no_room_for_is_told() -> None:
     assert len(apart([half]).centre) > 1.1 * len(apart([cloud]).centre) + 512
     assert int(listed(torch.from_numpy(half.positions)).lacking) > 0
     assert_fixed(listed(torch.from_numpy(cloud.positions)), apart([cloud]), 400)
-    broken = torch.from_numpy(cloud.positions)
+    broken = torch.from_numpy(cloud.positions.copy())
     broken[7] = torch.nan
     listed(broken)  # touches no other memory
+    listed._half = len(apart([cloud]).centre) // 2 - 3
+    assert listed(torch.from_numpy(cloud.positions)).lacking.tolist() == [3]
 
 
 @pytest.mark.parametrize(("name", "most"), [("SEARCHES_AT_ONCE", 1), ("CANDIDATES_AT_ONCE", {"cpu": 1})])
